@@ -1,0 +1,1 @@
+"""Loading a policy and its reference, heads, log-probabilities of responses, sampling."""
