@@ -1,0 +1,25 @@
+"""Every test runs on one thread, with torch's deterministic algorithms, without the network, and with the shapes of `maths` checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from jaxtyping import install_import_hook
+
+# careful: before the first import of torch or numpy; subprocesses inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+install_import_hook("humanward.maths", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def deterministic_torch() -> None:
+    """Set on each test because a test may be the first to import torch; tests of rooms without torch never pay for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
