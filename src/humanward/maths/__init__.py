@@ -1,0 +1,81 @@
+"""The formulas: tensors in, tensors out. No models, no files, no settings, no global random state.
+
+Names are loaded on first use, so that ``maths.statistics`` and ``maths.schedules`` serve programs that never import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from humanward.maths.advantages import gae
+    from humanward.maths.kl import adapted_kl_coef, kl_estimate
+    from humanward.maths.logprobs import entropy, gather_logprobs, linear_logprobs
+    from humanward.maths.masks import add_at_last_token, last_index, masked_mean, position_ids, response_mask_until_eos, truncate_at
+    from humanward.maths.normalization import gain_and_bias
+    from humanward.maths.optimum import best_of_n_frontier, optimal_policy, optimal_value, reweighted_frontier
+    from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
+    from humanward.maths.reward_losses import best_of_k_loss, pair_loss
+    from humanward.maths.schedules import cosine, labels_required, linear_to_zero
+    from humanward.maths.statistics import WinRate, bootstrap_interval, clopper_pearson, sign_test, wilson_interval, win_rate
+    from humanward.maths.value_losses import clipped_value_loss
+    from humanward.maths.whitening import whiten
+
+__all__ = [
+    "WinRate",
+    "adapted_kl_coef",
+    "add_at_last_token",
+    "approx_kl",
+    "best_of_k_loss",
+    "best_of_n_frontier",
+    "bootstrap_interval",
+    "clip_fraction",
+    "clipped_value_loss",
+    "clopper_pearson",
+    "cosine",
+    "entropy",
+    "gae",
+    "gain_and_bias",
+    "gather_logprobs",
+    "kl_estimate",
+    "labels_required",
+    "last_index",
+    "linear_logprobs",
+    "linear_to_zero",
+    "masked_mean",
+    "optimal_policy",
+    "optimal_value",
+    "pair_loss",
+    "position_ids",
+    "ppo_clip_loss",
+    "response_mask_until_eos",
+    "reweighted_frontier",
+    "sign_test",
+    "truncate_at",
+    "whiten",
+    "wilson_interval",
+    "win_rate",
+]
+
+_MODULES = {
+    "advantages": ("gae",),
+    "kl": ("adapted_kl_coef", "kl_estimate"),
+    "logprobs": ("entropy", "gather_logprobs", "linear_logprobs"),
+    "masks": ("add_at_last_token", "last_index", "masked_mean", "position_ids", "response_mask_until_eos", "truncate_at"),
+    "normalization": ("gain_and_bias",),
+    "optimum": ("best_of_n_frontier", "optimal_policy", "optimal_value", "reweighted_frontier"),
+    "policy_losses": ("approx_kl", "clip_fraction", "ppo_clip_loss"),
+    "reward_losses": ("best_of_k_loss", "pair_loss"),
+    "schedules": ("cosine", "labels_required", "linear_to_zero"),
+    "statistics": ("WinRate", "bootstrap_interval", "clopper_pearson", "sign_test", "wilson_interval", "win_rate"),
+    "value_losses": ("clipped_value_loss",),
+    "whitening": ("whiten",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

@@ -1,0 +1,245 @@
+"""Log-probabilities and entropies of sampled tokens, from logits or straight from the hidden states under the LM head."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Stands for -inf in the logits of suppressed tokens: its exponential is 0 as well, but 0 times it is 0 and not NaN.
+_SUPPRESSED = -1e30
+
+
+def gather_logprobs(
+    logits: Float[Tensor, "*batch V"], tokens: Int[Tensor, "*batch"], *, temperature: float
+) -> Float[Tensor, "*batch"]:
+    """Log-probability of each token under softmax(logits / temperature).
+
+        logprob = logits[token] / T - log( sum over v of exp(logits[v] / T) )
+
+    The temperature of sampling belongs in the loss too (lm-human-preferences, ``language/sample.py``): without it the KL is that of
+    another policy.
+
+    Args:
+        logits: of the LM head; 16-bit logits are raised to float32.
+        tokens: the token sampled from each distribution.
+        temperature: > 0; below 1 sharpens.
+
+    Returns:
+        Nats, <= 0; -log V for equal logits. float32, or float64 for float64 logits.
+    """
+    scaled = _at_least_float32(logits) / temperature
+    return scaled.gather(-1, tokens[..., None]).squeeze(-1) - scaled.logsumexp(dim=-1)
+
+
+def entropy(logits: Float[Tensor, "*batch V"], *, temperature: float) -> Float[Tensor, "*batch"]:
+    """Entropy of softmax(logits / temperature).
+
+        H = -sum over v of p[v] * log p[v]
+
+    Args:
+        logits: of the LM head; 16-bit logits are raised to float32. -inf (a token that cannot be sampled) adds nothing.
+        temperature: > 0; lower gives less entropy.
+
+    Returns:
+        Nats, 0 to log V; log V for equal logits.
+    """
+    log_p = torch.log_softmax(_at_least_float32(logits) / temperature, dim=-1)
+    return -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(dim=-1)
+
+
+def linear_logprobs(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    tokens: Int[Tensor, " N"],
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    suppressed: Bool[Tensor, " V"] | None = None,
+    chunk_rows: int = 512,
+    want_entropy: bool = True,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
+    """Log-probabilities and entropies of tokens from hidden states, without ever holding the [N, V] logits.
+
+        logits  = scale * (hidden @ weight.T + bias)
+        logits  = softcap * tanh(logits / softcap)          where softcap is given
+        logits  = -inf where suppressed, logits / temperature elsewhere
+        logprob = log_softmax(logits)[token]                entropy = -sum over v of p[v] * log p[v]
+
+    The rows go through the LM head ``chunk_rows`` at a time, and again in the backward pass, which recomputes each chunk from the saved
+    log-normaliser: the largest temporary is [chunk_rows, V]. With z the final logits, the backward pass is
+
+        d logprob / d z[v] = (v == token) - p[v]            d entropy / d z[v] = -p[v] * (log p[v] + entropy)
+
+    Args:
+        hidden: last hidden states of the positions that predict ``tokens``.
+        weight: of the LM head (or the tied embedding).
+        tokens: the token sampled at each position.
+        bias: of the LM head.
+        temperature: > 0, as in ``gather_logprobs``.
+        softcap: bound of the logits, > 0 (Gemma 2, arXiv:2408.00118, section 2).
+        scale: factor on the logits (Cohere, Granite).
+        suppressed: True = this token cannot be sampled.
+        chunk_rows: rows per chunk, > 0: memory against the number of kernel launches.
+        want_entropy: False saves the work for the entropies and returns None in their place.
+
+    Returns:
+        (logprobs, entropies), both differentiable with respect to hidden, weight and bias. float32, from float32 logits,
+        for 16-bit operands too; float64 where hidden is float64. Equal logits give -log V and log V; a suppressed token has
+        log-probability -inf.
+
+    Raises:
+        ValueError: ``temperature``, ``softcap`` or ``chunk_rows`` is not positive.
+    """
+    if temperature <= 0 or chunk_rows <= 0 or (softcap is not None and softcap <= 0):
+        raise ValueError(f"temperature, softcap and chunk_rows must be positive, not {temperature}, {softcap} and {chunk_rows}")
+    head = _Head(temperature, softcap, scale, suppressed, chunk_rows, want_entropy)
+    logprobs, entropies = _LinearLogprobs.apply(hidden, weight, bias, tokens, head)
+    return logprobs, entropies
+
+
+class _Head(NamedTuple):
+    """What happens to the logits after the matrix product, and how the work is cut."""
+
+    temperature: float
+    softcap: float | None
+    scale: float
+    suppressed: Tensor | None  # [V]
+    chunk_rows: int
+    want_entropy: bool
+
+
+class _Operands(NamedTuple):
+    """The tensors of the matrix products, in the type in which they are multiplied."""
+
+    hidden: Tensor  # [N, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    dtype: torch.dtype  # of the logits
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: _Head):
+        operands = _operands(hidden, weight, bias, _product_dtype(hidden))
+        logprobs = hidden.new_empty(len(hidden), dtype=operands.dtype)
+        normalisers = torch.empty_like(logprobs)
+        entropies = torch.empty_like(logprobs) if head.want_entropy else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in _chunks(len(hidden), head.chunk_rows):
+                z, _ = _chunk_logits(operands, rows, head)
+                chosen = z.gather(1, tokens[rows, None]).squeeze(1)
+                largest = z.amax(dim=1)
+                z -= largest[:, None]
+                if entropies is not None:
+                    exponentials = z.exp()
+                    total = exponentials.sum(dim=1)
+                    # H = log(sum of e^z) - E[z], with z measured from the largest logit.
+                    entropies[rows] = total.log() - exponentials.mul_(z).sum(dim=1) / total
+                else:
+                    total = z.exp_().sum(dim=1)
+                normalisers[rows] = largest + total.log()
+                logprobs[rows] = chosen - largest - total.log()
+        if head.suppressed is not None:
+            logprobs.masked_fill_(head.suppressed[tokens], -torch.inf)
+        ctx.save_for_backward(hidden, weight, bias, tokens, normalisers, entropies)
+        ctx.head, ctx.product_dtype = head, operands.hidden.dtype
+        ctx.set_materialize_grads(False)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, logprob_grads: Tensor | None, entropy_grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
+        head, (needs_hidden, needs_weight, needs_bias, *_) = ctx.head, ctx.needs_input_grad
+        operands = _operands(hidden, weight, bias, ctx.product_dtype)
+        hidden_grad = operands.hidden.new_empty(hidden.shape, dtype=operands.dtype) if needs_hidden else None
+        weight_grad = operands.weight.new_zeros(weight.shape, dtype=operands.dtype) if needs_weight else None
+        bias_grad = normalisers.new_zeros(len(weight)) if needs_bias else None
+        if logprob_grads is None:
+            logprob_grads = torch.zeros_like(normalisers)
+        # A suppressed token's logit is constant.
+        chosen_grads = logprob_grads if head.suppressed is None else logprob_grads.masked_fill(head.suppressed[tokens], 0)
+        factor = head.scale / head.temperature
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows in _chunks(len(hidden), head.chunk_rows):
+                z, slope = _chunk_logits(operands, rows, head)
+                log_p = z.sub_(normalisers[rows, None])
+                p = log_p.exp()
+                g = logprob_grads[rows, None]
+                if entropy_grads is None:
+                    z_grad = p.mul_(-g)
+                else:
+                    h = entropy_grads[rows, None]
+                    z_grad = log_p.mul_(-h).sub_(h * entropies[rows, None] + g).mul_(p)
+                z_grad.scatter_add_(1, tokens[rows, None], chosen_grads[rows, None])
+                if slope is not None:
+                    z_grad *= slope
+                factors_grad = z_grad.to(operands.hidden.dtype)
+                if hidden_grad is not None:
+                    _add_product(hidden_grad[rows], factors_grad, operands.weight, beta=0.0, alpha=factor)
+                if weight_grad is not None:
+                    _add_product(weight_grad, factors_grad.t(), operands.hidden[rows], beta=1.0, alpha=factor)
+                if bias_grad is not None:
+                    bias_grad.add_(z_grad.sum(dim=0), alpha=factor)
+        return _like(hidden_grad, hidden), _like(weight_grad, weight), _like(bias_grad, bias), None, None
+
+
+def _chunk_logits(operands: _Operands, rows: slice, head: _Head) -> tuple[Tensor, Tensor | None]:
+    """Final logits z of some rows and, with a soft cap, d z / d (logits / temperature): 1 - tanh^2."""
+    hidden, weight = operands.hidden[rows], operands.weight
+    factor = head.scale / (head.softcap or head.temperature)
+    z = hidden.new_empty(len(hidden), len(weight), dtype=operands.dtype)
+    _add_product(z, hidden, weight.t(), beta=0.0, alpha=factor)
+    if operands.bias is not None:
+        z.add_(operands.bias, alpha=factor)
+    slope = None
+    if head.softcap is not None:
+        z.tanh_()
+        slope = 1.0 - z.square()
+        z *= head.softcap / head.temperature
+    if head.suppressed is not None:
+        z.masked_fill_(head.suppressed, _SUPPRESSED)
+    return z, slope
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float) -> None:
+    """Add a product in place, in the type of ``out``: beta * out + alpha * a @ b. beta = 0 ignores what was there."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b, beta=beta, alpha=alpha)
+        return
+    product = torch.mm(a, b, out_dtype=out.dtype).mul_(alpha)
+    if beta == 0.0:
+        out.copy_(product)
+    else:
+        out.mul_(beta).add_(product)
+
+
+def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Operands:
+    logits_dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return _Operands(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(logits_dtype), logits_dtype)
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    """The type of the factors: 16-bit ones stay so only where they can be multiplied into float32 without rounding the result."""
+    device = hidden.device.type
+    if device != "cuda":
+        return torch.promote_types(hidden.dtype, torch.float32)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _chunks(rows: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
