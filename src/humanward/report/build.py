@@ -1,0 +1,186 @@
+"""Put the report together and write it: one HTML file that needs nothing else, runs no script and asks no server for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from humanward.errors import RunError
+from humanward.report import sections
+from humanward.report.reading import Run, number, read_run, rows, section
+from humanward.report.text import decimal, interval, percent, visible
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def build_report(run_folder: Path) -> Path:
+    """Write ``report.html`` into the run folder, from the files of that folder alone.
+
+    Missing and damaged files never stop it: the report names them at its top. The same folder gives the same bytes.
+
+    Raises:
+        UserError: ``run_folder`` is not a folder.
+        RunError: the file cannot be written.
+    """
+    run = read_run(run_folder)
+    style = Markup(_asset("style.css"))
+    # The policy allows this one style sheet by its hash and nothing else: were markup injected, a browser would still load and run nothing.
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True)
+    html = environment.from_string(_asset("report.html.jinja")).render(style=style, policy=policy, **_context(run))
+    return _write(run_folder / "report.html", html)
+
+
+def summary(run_folder: Path) -> dict[str, Any]:
+    """The numbers of the report for a program or a terminal; what is not recorded is None, and ``missing`` says why.
+
+    Raises:
+        UserError: ``run_folder`` is not a folder.
+    """
+    run = read_run(run_folder)
+    rates = sections.win_rates(run)
+    head = sections.headline(rates)
+    total, _ = sections.labels_table(run)
+    seconds = [s for row in run.timings if (s := number(row.get("seconds"))) is not None]
+    peaks = [p for row in run.timings if (p := number(row.get("peak_memory_bytes"))) is not None]
+    sections.score_table(run)
+    sections.quality_table(run)
+    return {
+        "run": run.name,
+        "stage": run.state.get("stage"),
+        "labeler": run.results.get("labeler"),
+        "seed": run.results.get("seed", run.config.get("seed")),
+        "prompts": number(run.results.get("prompts")),
+        "headline": _rate(head) if head else None,
+        "win_rates": [_rate(item) for item in rates],
+        "scores": _numbers(run, "scores"),
+        "kl": _numbers(run, "kl"),
+        "reward_model": [
+            {key: number(row.get(key)) for key in ("round", "accuracy", "low", "high", "questions", "chance")}
+            for row in rows(run.results, "reward_model")
+        ],
+        "text_quality": _numbers(run, "text_quality"),
+        "labels": total,
+        "seconds": sum(seconds) if seconds else None,
+        "peak_memory_bytes": max(peaks, default=None),
+        "missing": list(run.missing),
+    }
+
+
+def _rate(item: sections.WinRate) -> dict[str, Any]:
+    names = ("policy", "against", "rate", "low", "high", "wins", "losses", "ties")
+    return {name: getattr(item, name) for name in names} | {"verdict": sections.verdict(item)}
+
+
+def _numbers(run: Run, key: str) -> dict[str, dict[str, float | None]]:
+    """A table policy -> name -> number of the results, with whatever is not a finite number as None."""
+    return {name: {k: number(v) for k, v in section(section(run.results, key), name).items()} for name in section(run.results, key)}
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """Everything that the template shows. ``missing`` last: the other entries add to it."""
+    rates = sections.win_rates(run)
+    head = sections.headline(rates)
+    important, everything = sections.settings_tables(run)
+    labels_total, labels = sections.labels_table(run)
+    labeler, known_score = sections.labeler_words(run)
+    return {
+        "name": run.name,
+        "asked": sections.asked(run),
+        "important": important,
+        "everything": everything,
+        "head": head,
+        "verdict": sections.verdict(head) if head else None,
+        "tiles": _tiles(run, head),
+        "progress": _progress(run),
+        "win_rate_chart": sections.win_rate_chart(rates),
+        "frontier_chart": sections.frontier_chart(run),
+        "curves": sections.learning_curves(run),
+        "more_curves": sections.more_curves(run),
+        "reward_chart": sections.reward_model(run),
+        "score_table": sections.score_table(run),
+        "quality_table": sections.quality_table(run),
+        "samples": sections.samples(run),
+        "labels_total": labels_total,
+        "labels": labels,
+        "time_table": sections.time_table(run),
+        "environment_table": sections.environment_table(run),
+        "labeler": labeler,
+        "known_score": known_score,
+        "prompts": number(run.results.get("prompts")),
+        "seed": run.results.get("seed", run.config.get("seed")),
+        "decimal": decimal,
+        "percent": percent,
+        "interval": interval,
+        "missing": run.missing,
+    }
+
+
+def _tiles(run: Run, head: sections.WinRate | None) -> list[dict[str, str]]:
+    """The few numbers at the top: what was won, what it cost, whether the text is still language."""
+    tuned = head.policy if head else "ppo"
+    tiles = []
+    if head:
+        tiles.append({
+            "label": f"win rate: {head.title}",
+            "value": percent(head.rate),
+            "note": f"95 % interval {interval(head.low, head.high, 'percent') or 'not recorded'}",
+        })  # fmt: skip
+    kl = section(section(run.results, "kl"), tuned)
+    if number(kl.get("mean")) is not None:
+        ends = interval(number(kl.get("low")), number(kl.get("high")))
+        tiles.append({
+            "label": "KL from the reference",
+            "value": f"{decimal(number(kl['mean']))} nats",
+            "note": f"per response; 95 % interval {ends or 'not recorded'}",
+        })  # fmt: skip
+    quality = section(run.results, "text_quality")
+    for key, label, show in (("bits_per_byte", "bits per byte", decimal), ("repeated_4grams", "repeated 4-grams", percent)):
+        value, before = number(section(quality, tuned).get(key)), number(section(quality, "reference").get(key))
+        if value is not None:
+            tiles.append({"label": label, "value": show(value), "note": f"reference: {show(before)}"})
+    return tiles
+
+
+def _progress(run: Run) -> str:
+    """How far an unfinished run has come; empty when it is finished or when nothing is recorded."""
+    stage = run.state.get("stage")
+    if not isinstance(stage, str) or stage in ("done", "finished", "complete"):
+        return ""
+    place = [f"stage {stage}"]
+    place += [f"{key} {decimal(value, 9)}" for key in ("round", "step") if (value := number(run.state.get(key))) is not None]
+    return ", ".join(place)
+
+
+def _shown(value: object) -> object:
+    """Jinja's finalize: every foreign string passes here before it is escaped."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return visible(value)
+    return value
+
+
+def _asset(name: str) -> str:
+    return resources.files("humanward.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, html: str) -> Path:
+    """Replace the file in one step, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(html)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot write the report ({error.strerror}); make the folder writable or free some space") from error
+    return path

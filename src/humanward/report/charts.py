@@ -1,0 +1,178 @@
+"""The drawings of the report. Each takes plain numbers and returns a figure; words and tables around it are made in ``sections``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from humanward.report.svg import PALETTE, SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from matplotlib.axes import Axes
+
+INK, MUTED, BLUE, ORANGE, GREEN, GREY, PAGE = (PALETTE[name] for name in ("ink", "muted", "blue", "orange", "green", "grey", "page"))
+
+# Width of a drawing in CSS pixels; every drawing is made for the width at which it is shown, so that its letters keep their size.
+WIDTHS = {"small": 330, "narrow": 330, "wide": 700}
+CURVE_POINTS = 240
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number with its interval, and what it is of."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Points (KL in nats, mean score), and (n, KL, score) of best-of-n."""
+
+    optimum: list[tuple[float, ...]]
+    best_of_n: list[tuple[float, ...]]
+    path: list[tuple[float, ...]]
+    policy: tuple[float, ...] | None
+    reference: tuple[float, ...] | None
+
+
+@contextmanager
+def _axes(width: str, height: float, *, legend_height: float = 0) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of ``WIDTHS[width]`` by ``height`` CSS pixels under the house's settings, laid out on exit with room for a legend on top."""
+    with mpl.rc_context(mpl.rcParamsDefault), mpl.rc_context(SETTINGS):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(WIDTHS[width] / 72, height / 72))
+        axes = figure.add_subplot()
+        yield figure, axes
+        figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - legend_height / height))
+
+
+def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str, width: str) -> Figure:
+    """Shares between 0 and 1 as dots with intervals, one row each, beside a dashed line to compare them with."""
+    row = 46
+    with _axes(width, 42 + row * len(items)) as (figure, axes):
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-len(items) + 0.35, 0.75)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+        if line is not None:
+            axes.axvline(line, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(line_label, (line, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+                          color=MUTED, fontsize=10, va="top")  # fmt: skip
+        for i, item in enumerate(items):
+            if item.low is not None and item.high is not None:
+                axes.plot([item.low, item.high], [-i, -i], color=BLUE, linewidth=6, alpha=0.3, solid_capstyle="butt")
+            axes.plot([item.value], [-i], marker="o", markersize=8, color=BLUE, markeredgecolor=PAGE)
+            axes.text(0.004, -i + 0.3, item.label, ha="left", va="center")
+            axes.text(0.996, -i + 0.3, f"{100 * item.value:.1f} %", ha="right", va="center", fontweight="bold")
+    return figure
+
+
+def accuracy_by_round(items: Sequence[tuple[float, Estimate]], *, chance: float | None, width: str) -> Figure:
+    """Reward-model accuracy over rounds with intervals, for runs of many rounds."""
+    with _axes(width, 230) as (figure, axes):
+        xs = [x for x, _ in items]
+        axes.plot(xs, [item.value for _, item in items], color=BLUE, marker="o", markersize=5)
+        for x, item in items:
+            if item.low is not None and item.high is not None:
+                axes.plot([x, x], [item.low, item.high], color=BLUE, linewidth=4, alpha=0.3, solid_capstyle="butt")
+        if chance is not None:
+            axes.axhline(chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate("chance", (1, chance), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+                          color=MUTED, fontsize=10, ha="right")  # fmt: skip
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
+    return figure
+
+
+def frontier(data: Frontier, *, width: str) -> Figure:
+    """Score against KL: the best that any policy could do, best-of-n, and the way that this policy went."""
+    wide = width == "wide"
+    with _axes(width, 400 if wide else 340, legend_height=44 if wide else 58) as (figure, axes):
+        if data.optimum:
+            axes.plot(*zip(*sorted(data.optimum), strict=True), color=MUTED, linestyle=(0, (5, 3)), label="optimum")
+        if data.best_of_n:
+            ordered = sorted(data.best_of_n)
+            axes.plot([p[1] for p in ordered], [p[2] for p in ordered], color=ORANGE, marker="s", markersize=5, linewidth=1.2,
+                      markeredgecolor=PAGE, label="best of n")  # fmt: skip
+            for n, kl, score in ordered if wide else ordered[-1:]:
+                axes.annotate(f"n = {n:.0f}", (kl, score), (7, -12), textcoords="offset points", color=ORANGE, fontsize=9.5)
+        if data.path:
+            axes.plot(*zip(*_thinned(data.path), strict=True), color=BLUE, linewidth=1.6, alpha=0.75, label="this policy over training")
+        if data.policy:
+            axes.plot(*data.policy, marker="D", markersize=10, color=BLUE, markeredgecolor=PAGE, linestyle="none", label="tuned policy")
+        if data.reference:
+            axes.plot(*data.reference, marker="o", markersize=9, color=INK, markeredgecolor=PAGE, linestyle="none", label="reference")
+        axes.set_xlabel("KL from the reference, nats per response")
+        axes.set_ylabel("mean score by the labeler")
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        handles, _ = axes.get_legend_handles_labels()
+        figure.legend(handles=handles, loc="upper left", ncols=3 if wide else 2, fontsize=10.5, borderaxespad=0.1,
+                      handlelength=1.6, columnspacing=1.2, labelcolor=INK)  # fmt: skip
+    return figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over training: ``series`` are (label, xs, ys)."""
+
+    series: list[tuple[str, list[float], list[float]]]
+    x_label: str
+    target: float | None = None
+    target_label: str = "target"
+    share: bool = False
+    """Whether the numbers are shares, shown as percentages."""
+
+
+def curve(data: Curve, *, width: str = "small") -> Figure:
+    """A small line chart; long series are averaged down to ``CURVE_POINTS`` points."""
+    colours = (BLUE, ORANGE, GREEN, GREY)
+    styles = ("-", (0, (5, 2)), (0, (1, 1.5)), "-.")
+    with _axes(width, 190) as (figure, axes):
+        for i, (label, xs, ys) in enumerate(data.series):
+            drawn = _averaged(list(zip(xs, ys, strict=True)))
+            dot = "o" if len(drawn) == 1 else ""
+            axes.plot(*zip(*drawn, strict=True), color=colours[i % 4], linestyle=styles[i // 4 % 4], marker=dot, label=label)
+        if data.target is not None:
+            axes.axhline(data.target, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(data.target_label, (1, data.target), (-2, 4), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", color=MUTED, fontsize=10, ha="right")  # fmt: skip
+        if len(data.series) > 1:
+            axes.legend(fontsize=10, handlelength=1.4, labelspacing=0.2, borderaxespad=0.2, ncols=2 if len(data.series) > 3 else 1)
+        axes.set_xlabel(data.x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        if data.share:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %"))
+        axes.margins(x=0.01)
+    return figure
+
+
+def _short(value: float, _: int | None = None) -> str:
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g} M"
+    return f"{value / 1e3:g} k" if abs(value) >= 1e4 else f"{value:,g}"
+
+
+def _averaged(series: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of neighbouring points, at most ``CURVE_POINTS`` of them."""
+    size = -(-len(series) // CURVE_POINTS)
+    chunks = (series[i : i + size] for i in range(0, len(series), size))
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def _thinned(path: list[tuple[float, ...]]) -> list[tuple[float, float]]:
+    return _averaged([(point[0], point[1]) for point in path])

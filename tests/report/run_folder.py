@@ -1,0 +1,169 @@
+"""A run folder as a finished run leaves it, with numbers that hang together; made in a moment, without training."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPTS = [
+    "He had been walking since before dawn, and the road had not once turned toward the river.",
+    "The house stood at the end of the lane, where the elms began.",
+    "She put the letter down on the table and looked at it for a long time.",
+    "“You will have to tell her yourself,” said the old man, without lifting his eyes from the fire.",
+]
+RESPONSES = {
+    "reference": [
+        " The rain had come in by the window and the floor was dark with it. Nobody had thought to close the shutters.",
+        " It was a poor sort of place, and the wind went through it as though the walls were made of paper.",
+        " There was nothing in it that she had not known already, and yet she read it twice.",
+    ],
+    "ppo": [
+        " It was a lovely morning, and he was happy to see the bright fields and the warm light upon the hills again.",
+        " The children laughed with delight, and her heart was full of the sweetest gladness that she had ever known.",
+        " He smiled at her with great kindness, and together they went out into the beautiful garden.",
+    ],
+    "sft": [
+        " The sun was out upon the water, and he thought that it might be a fine day after all.",
+        " She was pleased with the room, which was small and clean and looked toward the orchard.",
+        " He shook his head, but he was smiling, and the boy saw it.",
+    ],
+}
+
+
+def config() -> dict[str, Any]:
+    """The resolved settings of a small sentiment run."""
+    return {
+        "seed": 1,
+        "model": "humanward/tiny",
+        "prompts": "data/novels.txt",
+        "labeler": "score:positive",
+        "task": {"prompt_length": 64, "prompt_start": ".", "prompt_end": ".", "response_length": 24, "temperature": 0.7, "top_k": 0, "top_p": 1.0,
+                 "stop_at_eos": False, "truncate_token": ".", "truncate_after": 16, "missing_truncation_score": -1.0, "train_on_truncated": False},
+        "sft": None,
+        "labels": {"initial": 500, "total": 5000, "rounds": 3, "responses_per_question": 4, "overlap_share": 0.05},
+        "reward": {"lr": 5e-5, "batch_size": 32, "epochs": 1, "normalize_samples": 256},
+        "ppo": {"episodes": 100_000, "batch_size": 512, "ppo_epochs": 4, "lr": 1e-5, "kl_coef": 0.15, "kl_target": 6.0, "clip_range": 0.2},
+        "evaluation": {"prompts": 512},
+    }  # fmt: skip
+
+
+def metrics(rounds: int = 3, steps: int = 65) -> list[dict[str, Any]]:
+    """Rows of every stage, in the order in which a run writes them."""
+    draw = random.Random(5)
+    found: list[dict[str, Any]] = []
+    episodes = 0
+    for r in range(1, rounds + 1):
+        for i in range(1, 53):
+            loss = 1.386 - 0.45 * (1 - math.exp(-i / 15)) + draw.gauss(0, 0.05)
+            accuracy = min(1.0, 0.25 + 0.4 * (1 - math.exp(-i / 15)) + draw.gauss(0, 0.07))
+            found.append({"stage": "reward", "round": r, "step": i, "loss": loss, "accuracy": accuracy, "lr": 5e-5 * (1 - i / 53)})
+        for i in range(1, steps + 1):
+            episodes += 512
+            t = ((r - 1) * steps + i) / (rounds * steps)
+            kl = 6.3 * (1 - math.exp(-4 * t)) + draw.gauss(0, 0.15)
+            found.append({
+                "stage": "ppo", "round": r, "step": i, "episodes": episodes, "score": 2.6 * (1 - math.exp(-3.2 * t)) + draw.gauss(0, 0.08),
+                "true_score": -1.9 + 1.65 * (1 - math.exp(-3.6 * t)) + draw.gauss(0, 0.05), "kl": max(kl, 0.0),
+                "kl_coef": 0.15 * math.exp(-0.5 * t + 0.3 * t * t), "entropy": 3.1 - 0.7 * t + draw.gauss(0, 0.03),
+                "response_length": 21.4 - 1.2 * t + draw.gauss(0, 0.15), "missing_truncation": max(0.0, 0.34 * math.exp(-3 * t) + draw.gauss(0, 0.01)),
+                "policy_loss": -0.012 + draw.gauss(0, 0.002), "value_loss": 0.4 * math.exp(-2 * t) + 0.05 + draw.gauss(0, 0.01),
+                "approx_kl": 0.004 + draw.gauss(0, 0.0005), "clip_fraction": 0.06 + draw.gauss(0, 0.008),
+                "ratio_max": 1.8 + abs(draw.gauss(0, 0.3)), "explained_variance": 0.7 * (1 - math.exp(-5 * t)) + draw.gauss(0, 0.02),
+                "lr": 1e-5 * (1 - t),
+            })  # fmt: skip
+    for i in range(1, 41):
+        found.append(
+            {"stage": "baseline_sft", "round": rounds, "step": i, "loss": 3.4 - 0.5 * (1 - math.exp(-i / 12)) + draw.gauss(0, 0.04)}
+        )
+    return found
+
+
+def frontier(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """An optimum for scores that are normal under the reference: score = mean + sd * sqrt(2 KL), flattened near the best score."""
+
+    def best(kl: float) -> float:
+        return -1.9 + 1.8 * math.tanh(math.sqrt(2 * kl) * 0.42)
+
+    orders = {2: 0.56, 4: 1.03, 8: 1.42, 16: 1.77, 32: 2.07, 64: 2.34}
+    path = [[row["kl"], min(row["true_score"], best(row["kl"]) - 0.03)] for row in rows if row["stage"] == "ppo"]
+    return {
+        "optimum": [[k / 5, best(k / 5)] for k in range(0, 41)],
+        "best_of_n": [[n, math.log(n) - (n - 1) / n, -1.9 + 1.75 * math.tanh(z * 0.40)] for n, z in orders.items()],
+        "path": path,
+        "policy": [6.1, -0.27],
+        "reference": [0, -1.9],
+    }
+
+
+def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """evaluation/results.json."""
+    return {
+        "labeler": "score:positive", "seed": 1, "prompts": 512,
+        "win_rates": [
+            {"policy": "ppo", "against": "reference", "wins": 441, "losses": 69, "ties": 2, "rate": 0.86328125, "low": 0.8308, "high": 0.8904},
+            {"policy": "ppo", "against": "sft", "wins": 379, "losses": 131, "ties": 2, "rate": 0.7421875, "low": 0.7027, "high": 0.7782},
+            {"policy": "sft", "against": "reference", "wins": 322, "losses": 188, "ties": 2, "rate": 0.630859375, "low": 0.5882, "high": 0.6715},
+        ],
+        "scores": {"reference": {"mean": -1.903, "low": -1.985, "high": -1.82}, "ppo": {"mean": -0.271, "low": -0.316, "high": -0.229},
+                   "sft": {"mean": -1.387, "low": -1.462, "high": -1.311}},
+        "kl": {"ppo": {"mean": 6.08, "low": 5.91, "high": 6.25}},
+        "reward_model": [
+            {"round": 1, "accuracy": 0.512, "low": 0.464, "high": 0.56, "questions": 416, "chance": 0.25},
+            {"round": 2, "accuracy": 0.582, "low": 0.534, "high": 0.628, "questions": 416, "chance": 0.25},
+            {"round": 3, "accuracy": 0.618, "low": 0.57, "high": 0.663, "questions": 416, "chance": 0.25},
+        ],
+        "frontier": frontier(rows),
+        "text_quality": {
+            "reference": {"bits_per_byte": 1.21, "distinct_2": 0.684, "repeated_4grams": 0.0041, "length": 20.9},
+            "ppo": {"bits_per_byte": 1.34, "distinct_2": 0.531, "repeated_4grams": 0.0087, "length": 20.1},
+            "sft": {"bits_per_byte": 1.18, "distinct_2": 0.662, "repeated_4grams": 0.0044, "length": 20.6},
+        },
+        "labels": {"total": 5000, "rounds": [{"round": 1, "labels": 1600}, {"round": 2, "labels": 1900}, {"round": 3, "labels": 1500}]},
+    }  # fmt: skip
+
+
+def samples() -> list[dict[str, Any]]:
+    """evaluation/samples.jsonl."""
+    draw = random.Random(3)
+    return [
+        {
+            "prompt": PROMPTS[i % len(PROMPTS)],
+            **{policy: texts[i % len(texts)] for policy, texts in RESPONSES.items()},
+            "scores": {"reference": draw.gauss(-1.9, 0.5), "ppo": draw.gauss(-0.3, 0.1), "sft": draw.gauss(-1.4, 0.4)},
+        }
+        for i in range(12)
+    ]
+
+
+def write_run(folder: Path) -> Path:
+    """Write all files of a finished run into ``folder``."""
+    (folder / "evaluation").mkdir(parents=True)
+    rows = metrics()
+    timings = [
+        {"stage": stage, "round": r, "seconds": seconds + r, "peak_memory_bytes": memory}
+        for r in (1, 2, 3)
+        for stage, seconds, memory in (("sample", 312.0, 900 << 20), ("reward", 190.2, 1_300 << 20), ("ppo", 2210.7, 1_900 << 20))
+    ]
+    environment = {
+        "humanward": "0.1.0",
+        "python": "3.11.9",
+        "torch": "2.13.0",
+        "transformers": "5.23.0",
+        "device": "cpu",
+        "threads": 2,
+        "seed": 1,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps({"stage": "done", "round": 3, "step": 195}), encoding="utf-8")
+    (folder / "evaluation" / "results.json").write_text(json.dumps(results(rows)), encoding="utf-8")
+    for name, items in (("metrics.jsonl", rows), ("timings.jsonl", timings), ("evaluation/samples.jsonl", samples())):
+        (folder / name).write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return folder
