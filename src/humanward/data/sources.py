@@ -1,0 +1,265 @@
+"""Texts from files, folders and Hugging Face data sets: one row at a time, every fault one line with file:line.
+
+A source is written as ``LOCATION`` or ``LOCATION?setting=value&…``. LOCATION is a .txt, .jsonl, .jsonl.gz or .parquet file, a folder of
+such files, a folder made by ``datasets.save_to_disk``, or ``owner/name`` on the Hugging Face Hub. Settings: ``text``, ``prompt`` and
+``response`` name the columns, ``split`` and ``config`` choose a part of a Hugging Face data set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from humanward.errors import UserError
+from humanward.records import content_id, read_jsonl
+
+SETTINGS = ("text", "prompt", "response", "split", "config")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+RESPONSE_COLUMNS = ("response", "completion")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One row of a source, not yet tokens."""
+
+    text: str
+    """A text to be cut by the task's rule, or, where ``whole``, a prompt to be used as it stands. Empty where ``messages`` are given."""
+    id: str
+    where: str = ""
+    """``file:line``, for messages about this row."""
+    whole: bool = False
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """A conversation, for the tokenizer's chat template."""
+    response: str | None = None
+    """What to answer, where the row is a demonstration."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Source:
+    location: str
+    settings: Mapping[str, str]
+
+
+def read_texts(spec: str | Path) -> list[Text]:
+    """All texts of a source. See ``iter_texts``."""
+    return list(iter_texts(spec))
+
+
+def iter_texts(spec: str | Path) -> Iterator[Text]:
+    """The texts of a source in its own order, one row in memory at a time.
+
+    A ``prompt`` column is used whole and a ``text`` column is cut by the task's rule; where a row has both, ``prompt`` counts.
+    ``messages``, or a ``prompt`` that is a list of messages, is a conversation. Each line of a .txt file is a text. Rows whose text is
+    empty are passed over, an empty prompt is a fault. Other columns become metadata. Rows without ``id`` are named by their content.
+
+    Raises:
+        UserError: nothing there, nothing in it, or a row that cannot be read; the line number is in the message.
+    """
+    source = _parse(str(spec))
+    known: dict[str, str] = {}
+    rows = 0
+    for where, row in _rows(source):
+        rows += 1
+        text = _text(row, where, source.settings)
+        if text is None:
+            continue
+        if "id" in row:
+            if text.id in known:
+                raise UserError(f"{where}: the id {text.id!r} is already used in {known[text.id]}; ids must be unique")
+            known[text.id] = where
+        else:
+            text = _named(text, known)
+        yield text
+    if not rows:
+        raise UserError(f"{source.location}: no data in it; expected at least one row with `prompt` or `text`")
+    if not known:
+        raise UserError(f"{source.location}: all {rows} texts are empty")
+
+
+def _parse(spec: str) -> _Source:
+    location, mark, query = spec.partition("?")
+    if not mark or Path(spec).exists():
+        return _Source(spec, {})
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    for name, value in settings.items():
+        if name not in SETTINGS or not value:
+            raise UserError(f"{spec}: {name}={value!r} is not a setting of a source; there are {', '.join(SETTINGS)}")
+    return _Source(location, settings)
+
+
+def _rows(source: _Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where, row) of every row behind a location."""
+    path = Path(source.location).expanduser()
+    if path.is_dir():
+        yield from _folder_rows(path, source.settings)
+    elif path.exists():
+        yield from _file_rows(path, source.settings)
+    else:
+        yield from _hub_rows(source)
+
+
+def _folder_rows(path: Path, settings: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        from datasets import DatasetDict, load_from_disk  # imported here: it takes a second, and most sources do without
+
+        try:
+            found = load_from_disk(str(path))
+        except Exception as error:  # it raises its own kinds and those of pyarrow, json and the file system
+            raise UserError(f"{path}: cannot read this folder of `datasets`: {_first_line(error)}") from None
+        if isinstance(found, DatasetDict):
+            found = found[_split(str(path), [str(name) for name in found], settings)]
+        yield from _numbered(str(path), found)
+        return
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"{path}: a folder without data; expected {', '.join(SUFFIXES)} files or a folder made by datasets.save_to_disk")
+    for file in files:
+        yield from _file_rows(file, settings)
+
+
+def _file_rows(path: Path, settings: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
+    elif path.name.endswith(".txt"):
+        yield from _lines(path, settings.get("text", "text"))
+    elif path.name.endswith(".parquet"):
+        yield from _parquet_rows(path)
+    else:
+        raise UserError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)} (JSON: one object per line, named .jsonl)")
+
+
+def _lines(path: Path, column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}:{number}"
+                if b"\x00" in line:
+                    raise UserError(f"{where}: the line has a NUL byte; the file is damaged or is not text")
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
+                if text.strip():
+                    yield where, {column: text}
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror or error}") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            yield from _numbered(str(path), rows)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+
+
+def _hub_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    name, settings = source.location, source.settings
+    owner = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[\w.-]+", name)
+    if owner is None or name.endswith(SUFFIXES) or Path(owner[1]).exists():
+        raise UserError(f"{name}: no such file or folder (a data set of the Hugging Face Hub is written owner/name)")
+    from datasets import get_dataset_split_names, load_dataset
+
+    try:
+        splits = [] if "split" in settings else get_dataset_split_names(name, settings.get("config"))
+        split = _split(name, splits, settings)
+        found = load_dataset(name, settings.get("config"), split=split, streaming=True)
+    except UserError:
+        raise
+    except Exception as error:  # unknown name, no network, a loading script, …: the user needs the one line
+        raise UserError(f"{name}: no such file or folder here, and not readable from the Hugging Face Hub: {_first_line(error)}") from None
+    yield from _numbered(f"{name} ({split})", found)
+
+
+def _split(name: str, splits: list[str], settings: Mapping[str, str]) -> str:
+    """The asked-for split, else ``train``, else the only one."""
+    asked = settings.get("split")
+    if asked is not None and (not splits or asked in splits):
+        return asked
+    if asked is None and ("train" in splits or len(splits) == 1):
+        return "train" if "train" in splits else splits[0]
+    raise UserError(f"{name}: {'choose a' if asked is None else 'no such'} split; write {name}?split=NAME with one of {', '.join(splits)}")
+
+
+def _numbered(name: str, rows: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, row in enumerate(rows, start=1):
+        yield f"{name}: row {number}", row
+
+
+def _text(row: Mapping[str, Any], where: str, settings: Mapping[str, str]) -> Text | None:
+    """The row as a Text; None where it is an empty text."""
+    column, whole = _column(row, where, settings)
+    value = row[column]
+    messages: tuple[Mapping[str, Any], ...] = ()
+    if column == "messages" or (whole and isinstance(value, list)):
+        messages, value = _messages(value, column, where), ""
+    else:
+        _check_string(value, column, where)
+        if not value.strip():
+            if whole:
+                raise UserError(f"{where}: `{column}` is empty; write a prompt or delete the row")
+            return None
+    answer = next((name for name in (settings.get("response"), *RESPONSE_COLUMNS) if name and row.get(name) is not None), None)
+    if answer is not None:
+        _check_string(row[answer], answer, where)
+    metadata = {name: entry for name, entry in row.items() if name not in (column, answer, "id")}
+    name = row.get("id", "")
+    if isinstance(name, bool) or not isinstance(name, str | int) or ("id" in row and not str(name).strip()):
+        raise UserError(f"{where}: `id` must be a string or a whole number, not {name!r}")
+    return Text(value, str(name), where, whole, messages, None if answer is None else row[answer], metadata)
+
+
+def _column(row: Mapping[str, Any], where: str, settings: Mapping[str, str]) -> tuple[str, bool]:
+    """(name of the column that holds the text, whether it is used whole)."""
+    chosen = [(settings[kind], kind == "prompt") for kind in ("prompt", "text") if kind in settings]
+    for column, whole in chosen or [("prompt", True), ("messages", True), ("text", False)]:
+        if row.get(column) is not None:
+            return column, whole
+    wanted = " nor ".join(f"`{column}`" for column, _ in chosen) or "`prompt` nor `text`"
+    found = ", ".join(f"`{name}`" for name in list(row)[:8]) or "nothing"
+    raise UserError(f"{where}: no {wanted} in this row, only {found}; rename a column or name it: SOURCE?text=COLUMN")
+
+
+def _messages(value: Any, column: str, where: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: `{column}` must be a list of messages with at least one, each with `role` and `content`")
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UserError(f"{where}: every message in `{column}` must be an object with `role` and `content`")
+        _check_string(message.get("content"), "content", where)
+    return tuple(value)
+
+
+def _check_string(value: Any, column: str, where: str) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{where}: `{column}` must be a string, not {type(value).__name__}")
+    if "\x00" in value:
+        raise UserError(f"{where}: `{column}` has a NUL character; remove it")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: `{column}` has half of a surrogate pair, which is not text; remove it") from None
+
+
+def _named(text: Text, known: dict[str, str]) -> Text:
+    """The text with an id made of its content; a text that comes again gets -2, -3, …"""
+    base = content_id(text.text, list(text.messages), text.response)
+    name, copy = base, 1
+    while name in known:
+        copy += 1
+        name = f"{base}-{copy}"
+    known[name] = text.where
+    return Text(text.text, name, text.where, text.whole, text.messages, text.response, text.metadata)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

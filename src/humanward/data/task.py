@@ -1,0 +1,258 @@
+"""The task: where a prompt begins and ends, how long a response is, how it is sampled and where it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from humanward.config import Config
+from humanward.data.sources import Text
+from humanward.errors import UserError
+from humanward.records import Prompt, content_id
+
+CONTEXTS = ("a", "word", "9", ")")
+"""Texts behind which a mark is looked up: what '.' is in running text, not at the start of one."""
+TEXTS_AT_ONCE = 256
+"""Texts that one call of the tokenizer takes; it works on them in parallel."""
+
+Mark = Annotated[str, Field(min_length=1)]
+
+
+class TaskConfig(Config):
+    """Where a prompt begins and ends, and what a response is (Ziegler et al. 2019, section 3)."""
+
+    prompt_length: Annotated[int, Field(ge=1)] = 64
+    """Tokens of a prompt, at most; prefix and suffix come on top."""
+    prompt_start: Mark | None = "."
+    """A text's prompt begins behind the first of these; None: at its beginning. One token of the tokenizer."""
+    prompt_end: Mark | None = "."
+    """A text's prompt ends with the last of these that fits; None: at ``prompt_length``. One token of the tokenizer."""
+    prompt_prefix: str = ""
+    """Put before every prompt, e.g. ``"Article:\\n\\n"``."""
+    prompt_suffix: str = ""
+    """Put behind every prompt, e.g. ``"\\n\\nTL;DR:"``."""
+    response_length: Annotated[int, Field(ge=1)] = 24
+    """Tokens that are sampled for every response."""
+    temperature: Annotated[float, Field(gt=0)] = 0.7
+    """Logits are divided by it, in sampling and in every log-probability. Smaller is less random."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0: among all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest tokens that together have this probability; 1: among all."""
+    stop_at_eos: bool = False
+    """Whether a response ends at the end-of-text token. False samples the full length (2019)."""
+    suppress_special_tokens: bool = True
+    """Give special tokens probability 0, the end-of-text token excepted where ``stop_at_eos``."""
+    truncate_token: Mark | None = "."
+    """A response is scored up to and including the first of these at index >= ``truncate_after``; None: whole. One token."""
+    truncate_after: Annotated[int, Field(ge=0)] = 16
+    """Index in the response, from 0, before which it is not truncated."""
+    missing_truncation_score: float | None = -1.0
+    """Score of a response that has no such token; None: the reward model's score of the whole response."""
+    train_on_truncated: bool = False
+    """Whether PPO sees the truncated response. False: it sees all sampled tokens, with the score on the last (2019)."""
+
+    @model_validator(mode="after")
+    def _truncation_fits(self) -> Self:
+        if self.truncate_token is not None and self.truncate_after >= self.response_length:
+            raise ValueError(
+                f"truncate_after {self.truncate_after} is not smaller than response_length {self.response_length}, "
+                "so no response could ever be truncated; lower truncate_after or set truncate_token to null"
+            )
+        return self
+
+
+class Task:
+    """Cuts texts into prompts for one tokenizer.
+
+    The rule is that of lm-human-preferences (language/datasets.py): drop everything up to and including the first start token, clip to
+    ``prompt_length`` tokens, cut behind the last end token; a text in which a needed token is missing is skipped. Like there, a start
+    token that ends the text is not dropped.
+
+    Raises:
+        UserError: a mark is not one token of this tokenizer, PAD = EOS, no EOS to stop at, or the lengths exceed ``context_length``.
+    """
+
+    def __init__(self, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, *, context_length: int | None = None) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+            raise UserError(
+                f"tokenizer: PAD and EOS are the same token {tokenizer.eos_token!r}, so the end of a response cannot be told from padding; "
+                "set its pad_token to another token of the vocabulary"
+            )
+        if config.stop_at_eos and tokenizer.eos_token_id is None:
+            raise UserError("task.stop_at_eos: this tokenizer has no end-of-text token; set task.stop_at_eos=false")
+        self._anchor = tuple(self._encode([CONTEXTS[0]])[0])
+        self._start_id = self._mark_id("prompt_start")
+        self._end_id = self._mark_id("prompt_end")
+        self.truncate_token_id = self._mark_id("truncate_token")
+        # A beginning-of-text token stands in front where the tokenizer puts one there itself (Llama), and only there (GPT-2 has none).
+        self._beginning = tuple(tokenizer("")["input_ids"][:1]) if tokenizer.bos_token_id is not None else ()
+        if self._beginning != (tokenizer.bos_token_id,):
+            self._beginning = ()
+        self._prefix = (*self._beginning, *self._encode([config.prompt_prefix], special=True)[0])
+        self._suffix = self.encode_continuation(config.prompt_suffix, special=True)
+        self._check_context(context_length)
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Tokens of a prompt with everything around it, at most."""
+        return self.config.prompt_length + len(self._prefix) + len(self._suffix)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padded slots; they are always masked, so its value never matters to a result."""
+        return 0 if self.tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+
+    def cut(self, text: str) -> tuple[int, ...] | None:
+        """The prompt of a text, with prefix and suffix; None: the text is skipped."""
+        return next((self.prompt_tokens(*encoded) for encoded in self.encoded([text])), None)
+
+    def prompts(self, texts: Iterable[Text | str], *, passages: bool = False) -> list[Prompt]:
+        """The prompts of texts, in order; texts without a prompt are left out.
+
+        With ``passages``, every passage of a text is taken, the rule being applied again behind each, instead of its first alone.
+
+        Raises:
+            UserError: a whole prompt has more than ``prompt_length`` tokens, or messages that this tokenizer has no template for.
+        """
+        return list(self.iter_prompts(texts, passages=passages))
+
+    def iter_prompts(self, texts: Iterable[Text | str], *, passages: bool = False) -> Iterator[Prompt]:
+        """``prompts``, one at a time."""
+        for text, tokens in self.encoded(texts):
+            if text.whole:
+                yield self._whole(text, tokens)
+                continue
+            for number, (begin, end) in enumerate(self.passages(tokens) if passages else self._first(tokens)):
+                full = self.around(tokens[begin:end])
+                name = f"{text.id}/{number}" if passages else text.id
+                yield Prompt(name, self.decode(full[len(self._beginning) :]), full, dict(text.metadata))
+
+    def passages(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(begin, end) of every passage that the rule finds in the tokens of one text, in order and without overlap."""
+        start = 0
+        while start < len(tokens):
+            begin = self._begin(tokens, start)
+            if begin is None:
+                return
+            end = self._end(tokens, begin)
+            if end is not None:
+                yield begin, end
+            # without an end token within reach: on behind the start token, or, where there is none, behind the clipped tokens
+            start = end if end is not None else begin if begin > start else begin + self.config.prompt_length
+
+    def encoded(self, texts: Iterable[Text | str]) -> Iterator[tuple[Text, list[int]]]:
+        """Each text with its tokens, without prefix and suffix; messages come as the text that the chat template makes of them."""
+        remaining = iter(texts)
+        while several := list(islice(remaining, TEXTS_AT_ONCE)):
+            rows = [self._rendered(text) if isinstance(text, Text) else Text(text, content_id(text)) for text in several]
+            # careful: in a text to be cut, "<|endoftext|>" is the letters that somebody wrote; in a whole prompt it is the token
+            plain = iter(self._encode([row.text for row in rows if not row.whole]))
+            whole = iter(self._encode([row.text for row in rows if row.whole], special=True))
+            yield from ((row, next(whole if row.whole else plain)) for row in rows)
+
+    def prompt_tokens(self, text: Text, tokens: Sequence[int]) -> tuple[int, ...] | None:
+        """The prompt of one text of ``encoded``; None: the text is skipped."""
+        if text.whole:
+            return self._whole(text, tokens).tokens
+        return next((self.around(tokens[begin:end]) for begin, end in self._first(tokens)), None)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens as they read in running text, leading space included."""
+        anchor = self._anchor
+        text = self.tokenizer.decode([*anchor, *tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)[len(CONTEXTS[0]) :]
+
+    def encode_continuation(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        """The tokens of a text that continues another one: without the space that some tokenizers put before the first word.
+
+        With ``special``, ``<|endoftext|>`` and the like are read as the tokens of that name, not as letters.
+        """
+        behind, alone = self._encode([CONTEXTS[0] + text, text], special=special)
+        length = len(self._anchor)
+        # Where the context melts into the first word ("a" + "nd"), there is no clean cut and the text alone has to do.
+        return tuple(behind[length:] if tuple(behind[:length]) == self._anchor else alone)
+
+    def _whole(self, text: Text, tokens: Sequence[int]) -> Prompt:
+        if len(tokens) > self.config.prompt_length:
+            raise UserError(
+                f"{text.where or text.id}: the prompt has {len(tokens)} tokens and task.prompt_length is {self.config.prompt_length}; "
+                "shorten the prompt or raise task.prompt_length"
+            )
+        if text.messages:  # the template is all that stands around a conversation
+            return Prompt(text.id, text.text, tuple(tokens), {**text.metadata, "messages": list(text.messages)})
+        around = f"{self.config.prompt_prefix}{text.text}{self.config.prompt_suffix}"
+        return Prompt(text.id, around, self.around(tokens), dict(text.metadata))
+
+    def _rendered(self, text: Text) -> Text:
+        """A conversation as the text that the tokenizer's chat template makes of it; any other text as it is."""
+        if not text.messages:
+            return text
+        if self.tokenizer.chat_template is None:
+            raise UserError(f"{text.where}: messages need a chat template and this tokenizer has none; give `prompt` as a string")
+        if text.messages[-1]["role"] == "assistant":
+            raise UserError(f"{text.where}: the last message is the assistant's, so nothing is left to answer; end with the user's")
+        try:
+            rendered = self.tokenizer.apply_chat_template([dict(m) for m in text.messages], tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program and raises what it likes
+            raise UserError(f"{text.where}: the chat template does not accept these messages: {str(error).splitlines()[0]}") from None
+        return replace(text, text=str(rendered), whole=True)
+
+    def _first(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
+        """The passage of the 2019 rule, or none: that text is skipped, even if a later passage would do."""
+        begin = self._begin(tokens, 0) if tokens else None
+        end = None if begin is None else self._end(tokens, begin)
+        return [] if begin is None or end is None else [(begin, end)]
+
+    def _begin(self, tokens: Sequence[int], start: int) -> int | None:
+        if self._start_id is None:
+            return start
+        try:
+            begin = tokens.index(self._start_id, start) + 1
+        except ValueError:
+            return None
+        return begin if begin < len(tokens) else start
+
+    def _end(self, tokens: Sequence[int], begin: int) -> int | None:
+        end = min(begin + self.config.prompt_length, len(tokens))
+        if self._end_id is None:
+            return end
+        return next((i + 1 for i in range(end - 1, begin - 1, -1) if tokens[i] == self._end_id), None)
+
+    def around(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """The tokens with what stands around every prompt: the tokenizer's beginning-of-text token, prefix and suffix."""
+        return (*self._prefix, *tokens, *self._suffix)
+
+    def _encode(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        # verbose=False: long texts are cut here, not by the model, so the tokenizer's warning about their length would mislead
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=not special, verbose=False)["input_ids"]
+
+    def _mark_id(self, setting: str) -> int | None:
+        """The id of a mark in running text; tokenizers that put a space before a text would hide it in isolation."""
+        mark = getattr(self.config, setting)
+        if mark is None:
+            return None
+        for context in CONTEXTS:
+            alone, behind = self._encode([context, context + mark], special=True)
+            if len(behind) == len(alone) + 1 and behind[:-1] == alone:
+                return behind[-1]
+        raise UserError(
+            f"task.{setting}: {mark!r} is not one token of this tokenizer; choose a mark that is one token, or set task.{setting}=null"
+        )
+
+    def _check_context(self, context_length: int | None) -> None:
+        needed = self.max_prompt_length + self.config.response_length
+        if context_length is not None and needed > context_length:
+            raise UserError(
+                f"task.prompt_length: prompts of up to {self.max_prompt_length} tokens and responses of {self.config.response_length} need "
+                f"{needed}, but the model's context is {context_length}; lower task.prompt_length or task.response_length"
+            )
