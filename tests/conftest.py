@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -23,3 +24,12 @@ def deterministic_torch() -> None:
     if torch is not None:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of books, tokenizers and small models that some tests read; it is not part of the repository."""
+    folder = Path(os.environ.get("HUMANWARD_SHARED") or Path(__file__).parents[2] / "shared") / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}; set HUMANWARD_SHARED to the folder that holds data/")
+    return folder
