@@ -1,0 +1,153 @@
+"""The kinds of label: what a question of the kind is, what an answer to it is, and the comparison that a loss reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from humanward.errors import UserError
+from humanward.records import Comparison, Label, Question
+
+MAX_RESPONSES = 9
+"""As many as there are digit keys."""
+RATING_RANGE = (1, 9)
+DIFFERENCE_RANGE = (-4, 4)
+TIE = "tie"
+
+
+def best_of_k_answer(answer: Any, k: int) -> int:
+    """The index of the best response."""
+    if not _is_whole(answer) or not 0 <= answer < k:
+        raise UserError(f"expected the index of a response, 0 to {k - 1}, found {answer!r}")
+    return answer
+
+
+def pair_answer(answer: Any, k: int) -> int | str:
+    """0, 1 or "tie"."""
+    if answer != TIE and (not _is_whole(answer) or not 0 <= answer < k):
+        raise UserError(f'expected 0, 1 or "{TIE}", found {answer!r}')
+    return answer
+
+
+def ranking_answer(answer: Any, k: int) -> list[int]:
+    """The rank of each response: 0 is best, equal ranks are ties. Stored dense: [2, 5, 5] becomes [0, 1, 1]."""
+    if not isinstance(answer, list) or len(answer) != k or not all(_is_whole(rank) and rank >= 0 for rank in answer):
+        raise UserError(f"expected a rank from 0 (best) for each of the {k} responses, found {answer!r}")
+    order = sorted(set(answer))
+    return [order.index(rank) for rank in answer]
+
+
+def rating_answer(answer: Any, k: int) -> float:
+    """How good the one response is."""
+    return _number_between(answer, *RATING_RANGE)
+
+
+def difference_answer(answer: Any, k: int) -> float:
+    """How much better the first response is than the second; negative where the second is better."""
+    return _number_between(answer, *DIFFERENCE_RANGE)
+
+
+def soft_answer(answer: Any, k: int) -> list[float]:
+    """The probability that each response is the best one; they sum to 1."""
+    valid = isinstance(answer, list) and len(answer) == k and all(_is_number(p) and 0 <= p <= 1 for p in answer)
+    if not valid or abs(math.fsum(answer) - 1) > 1e-6:
+        raise UserError(f"expected {k} probabilities that sum to 1, found {answer!r}")
+    return [float(p) for p in answer]
+
+
+def first_shown(answer: int | str, permutation: Sequence[int]) -> Any:
+    """An index among the responses as shown -> its index in the question; "tie" stays."""
+    return permutation[answer] if isinstance(answer, int) else answer
+
+
+def list_shown(answer: list[Any], permutation: Sequence[int]) -> list[Any]:
+    """One value for each response as shown -> the values in the order of the question."""
+    values = [None] * len(permutation)
+    for place, index in enumerate(permutation):
+        values[index] = answer[place]
+    return values
+
+
+def difference_shown(answer: float, permutation: Sequence[int]) -> float:
+    """First shown minus second shown -> first minus second of the question."""
+    return answer if permutation[0] == 0 else -answer
+
+
+def same(answer: Any, permutation: Sequence[int]) -> Any:
+    """An answer that no order changes."""
+    return answer
+
+
+@dataclass(frozen=True)
+class LabelKind:
+    """One kind of label. A new kind is one entry of ``KINDS``, and one loss in maths if something is to be trained from it."""
+
+    name: str
+    least_responses: int
+    most_responses: int
+    parse: Callable[[Any, int], Any]
+    """(answer, K) -> the answer in its stored form; UserError with what was expected."""
+    unpermute: Callable[[Any, Sequence[int]], Any]
+    """(parsed answer about the responses as shown, permutation) -> the answer in the order of the question."""
+    default_instructions: str
+
+    def check_question(self, question: Question) -> None:
+        """UserError unless the question can be asked with this kind."""
+        k = len(question.responses)
+        if not self.least_responses <= k <= self.most_responses:
+            span = f"{self.least_responses}" + (f" to {self.most_responses}" if self.most_responses > self.least_responses else "")
+            raise UserError(f"question {question.id}: {self.name} needs {span} responses, found {k}")
+
+    def check_answer(self, question: Question, answer: Any) -> Any:
+        """The answer in its stored form; UserError that names the question."""
+        try:
+            return self.parse(answer, len(question.responses))
+        except UserError as error:
+            raise UserError(f"question {question.id}: answer of kind {self.name}: {error}") from None
+
+    def to_comparison(self, question: Question, label: Label) -> Comparison:
+        """What a loss reads. A tied pair becomes the distribution [0.5, 0.5]; every other target is the answer itself."""
+        target = [0.5, 0.5] if label.answer == TIE else label.answer
+        return Comparison(question.prompt, question.responses, self.name, target, 1.0, question.id, label.labeler)
+
+
+def kind_of(question: Question) -> LabelKind:
+    """The kind of a question; UserError when there is none of that name."""
+    if question.kind not in KINDS:
+        raise UserError(f"question {question.id}: unknown kind {question.kind!r}; expected one of {', '.join(KINDS)}")
+    return KINDS[question.kind]
+
+
+def to_comparisons(questions: Sequence[Question], labels: Sequence[Label]) -> list[Comparison]:
+    """One comparison per label, in the order of the labels."""
+    by_id = {question.id: question for question in questions}
+    return [kind_of(by_id[label.question_id]).to_comparison(by_id[label.question_id], label) for label in labels]
+
+
+def _number_between(answer: Any, least: float, most: float) -> float:
+    if not _is_number(answer) or not least <= answer <= most:
+        raise UserError(f"expected a number from {least} to {most}, found {answer!r}")
+    return float(answer)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+KINDS: dict[str, LabelKind] = {
+    kind.name: kind
+    for kind in (
+        LabelKind("best_of_k", 2, MAX_RESPONSES, best_of_k_answer, first_shown, "Choose the best response."),
+        LabelKind("pair", 2, 2, pair_answer, first_shown, "Choose the better response, or say that they are equally good."),
+        LabelKind("ranking", 2, MAX_RESPONSES, ranking_answer, list_shown, "Order the responses from best to worst. Ties are allowed."),
+        LabelKind("rating", 1, 1, rating_answer, same, "Rate the response from 1 (worst) to 9 (best)."),
+        LabelKind("difference", 2, 2, difference_answer, difference_shown, "Say how much better the first response is, from -4 to 4."),
+        LabelKind("soft", 2, MAX_RESPONSES, soft_answer, list_shown, "Give each response the probability that it is the best one."),
+    )
+}

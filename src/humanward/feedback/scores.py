@@ -1,0 +1,111 @@
+"""Known scores of responses: what a mock labeler prefers, and what a test trains against."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from humanward.errors import RunError, UserError
+
+Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""(prompts, responses), equally many -> one score for each response, higher is better."""
+
+JUDGE_FOLDER = Path(__file__).parent.parent / "assets" / "sentiment-judge"
+_EXAMPLES = "positive, negative, length:40, judge:FOLDER or python:MODULE:FUNCTION"
+
+
+def load_score(spec: str) -> Score:
+    """The score of a short description.
+
+    ``positive``, ``negative``: log P of the built-in sentiment judge, of the response alone. ``length:N``: minus the distance of the
+    response's length from N words. ``judge:FOLDER``, ``judge:FOLDER:negative``: another judge made by recipes/judge.py.
+    ``python:module:function`` or ``python:path/to/file.py:function``: your own function of (prompts, responses).
+
+    Raises:
+        UserError: no such score; the message names the nearest one.
+    """
+    name, _, rest = spec.partition(":")
+    if name not in SCORES:
+        near = difflib.get_close_matches(name, SCORES, 1)
+        raise UserError(f"{spec}: unknown score; " + (f"did you mean {near[0]}?" if near else f"expected {_EXAMPLES}"))
+    return SCORES[name](rest, spec)
+
+
+def score_responses(score: Score, prompts: Sequence[str], responses: Sequence[str], name: str = "score") -> list[float]:
+    """Call a score and check what came back: one finite number for each response, else RunError."""
+    scores = [float(value) for value in score(prompts, responses)]
+    if len(scores) != len(responses):
+        raise RunError(f"{name}: gave {len(scores)} scores for {len(responses)} responses; it must give one for each")
+    for value, response in zip(scores, responses, strict=True):
+        if not math.isfinite(value):
+            raise RunError(f"{name}: gave {value} for the response {response[:60]!r}; scores must be finite")
+    return scores
+
+
+def _sentiment(rest: str, spec: str, *, positive: bool) -> Score:
+    if rest:
+        raise UserError(f"{spec}: {spec.partition(':')[0]} takes nothing behind a colon; another judge is judge:FOLDER")
+    return _judge(JUDGE_FOLDER, positive=positive)
+
+
+def _judge(folder: Path, *, positive: bool) -> Score:
+    from humanward.feedback.judge import SentimentJudge
+
+    judge = SentimentJudge.load(folder)
+    return judge if positive else judge.negative()
+
+
+def _judge_of_folder(rest: str, spec: str) -> Score:
+    folder, colon, side = rest.rpartition(":")
+    if not colon or side not in ("positive", "negative"):
+        folder, side = rest, "positive"
+    if not folder:
+        raise UserError(f"{spec}: expected judge:FOLDER, judge:FOLDER:positive or judge:FOLDER:negative")
+    return _judge(Path(folder), positive=side == "positive")
+
+
+def _length(rest: str, spec: str) -> Score:
+    if not (rest.isascii() and rest.isdigit()):
+        raise UserError(f"{spec}: expected a number of words, as in length:40")
+    target = int(rest)
+    return lambda prompts, responses: [-float(abs(len(response.split()) - target)) for response in responses]
+
+
+def _python(rest: str, spec: str) -> Score:
+    place, _, name = rest.rpartition(":")
+    if not place or not name:
+        raise UserError(f"{spec}: expected python:module:function or python:path/to/file.py:function")
+    function = getattr(_module(place, spec), name, None)
+    if not callable(function):
+        raise UserError(f"{spec}: {place} has no function {name}")
+    return function  # type: ignore[return-value]
+
+
+def _module(place: str, spec: str) -> Any:
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        module_spec = importlib.util.spec_from_file_location(f"humanward_score_{Path(place).stem}", place)
+        if module_spec is None or module_spec.loader is None or not Path(place).is_file():
+            raise UserError(f"{spec}: {place}: no such file")
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module_spec.name] = module
+        module_spec.loader.exec_module(module)
+        return module
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{spec}: cannot import {place}: {' '.join(str(error).split())}") from None
+
+
+SCORES: dict[str, Callable[[str, str], Score]] = {
+    "positive": lambda rest, spec: _sentiment(rest, spec, positive=True),
+    "negative": lambda rest, spec: _sentiment(rest, spec, positive=False),
+    "length": _length,
+    "judge": _judge_of_folder,
+    "python": _python,
+}
