@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import Connection, Select, bindparam, insert, select
 
 from humanward.errors import UserError
 from humanward.feedback import schema
 from humanward.records import Label, content_id
 
 _HASHED = ("seq", "kind", "question_id", "labeler", "client_event_id", "target", "body", "time")
+
+_events = schema.events
+_LAST = select(_events.c.seq, _events.c.hash).order_by(_events.c.seq.desc()).limit(1)
+_KNOWN = select(_events).where(_events.c.labeler == bindparam("the_labeler"), _events.c.client_event_id == bindparam("the_id"))
 
 
 def canonical(value: Any) -> str:
@@ -38,15 +42,12 @@ class Log:
 
     def __init__(self, connection: Connection, clock: Callable[[], float]) -> None:
         self.connection, self._clock = connection, clock
-        events = schema.events
-        last = connection.execute(select(events.c.seq, events.c.hash).order_by(events.c.seq.desc()).limit(1)).one_or_none()
+        last = connection.execute(_LAST).one_or_none()
         self._seq, self._hash = (last.seq, last.hash) if last else (0, "")
 
     def known(self, labeler: str, client_event_id: str, kind: str, question_id: str | None) -> Mapping[Any, Any] | None:
         """The event that was recorded under this id before; UserError when it was something else."""
-        events = schema.events
-        query = select(events).where(events.c.labeler == labeler, events.c.client_event_id == client_event_id)
-        row = self.connection.execute(query).mappings().one_or_none()
+        row = self.connection.execute(_KNOWN, {"the_labeler": labeler, "the_id": client_event_id}).mappings().one_or_none()
         if row is not None and (row["kind"] != kind or question_id not in (None, row["question_id"])):
             used = f"the {row['kind']} of question {row['question_id']}"
             raise UserError(f"client_event_id {client_event_id!r} of {labeler} was used for {used}; take a new one")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, insert, select, update
+from sqlalchemy import Connection, Executable, Row, and_, bindparam, func, insert, or_, select, update
 
 from humanward.errors import UserError
 from humanward.feedback import schema
@@ -137,32 +137,34 @@ class Store:
 
     def lease_many(self, labeler: str, limit: int, seconds: float = LEASE_SECONDS) -> list[Assignment]:
         """Lend up to ``limit`` questions at once."""
-        table, mine = schema.questions, schema.assignments
-        seen = exists().where(mine.c.question_id == table.c.id, mine.c.labeler == labeler, mine.c.state != _FREE)
+        names, expires = schema.labelers, self._clock() + seconds
         with self._database.write() as connection:
-            self._expire(connection)
-            cursor = connection.scalar(select(schema.labelers.c.cursor).where(schema.labelers.c.name == labeler))
+            self._free(connection, connection.execute(_EXPIRED, {"now": self._clock()}).all())
+            cursor = connection.scalar(select(names.c.cursor).where(names.c.name == labeler))
             if cursor is None:
-                connection.execute(insert(schema.labelers), {"name": labeler, "cursor": 0})
-            query = select(table).where(schema.is_open, table.c.position >= (cursor or 0), ~seen).order_by(table.c.position).limit(limit)
-            rows = connection.execute(query).all()
-            last = rows[-1].position if len(rows) == limit else connection.scalar(select(func.max(table.c.position))) or 0
-            move = update(schema.labelers).where(schema.labelers.c.name == labeler)
-            connection.execute(move.values(cursor=last + 1))
-            return [self._lend(connection, row, labeler, seconds) for row in rows]
+                connection.execute(insert(names), {"name": labeler, "cursor": 0})
+            rows = connection.execute(_NEXT, {"labeler": labeler, "cursor": cursor or 0, "limit": limit}).all()
+            last = rows[-1].position if len(rows) == limit else connection.scalar(_LAST_POSITION) or 0
+            connection.execute(update(names).where(names.c.name == labeler).values(cursor=last + 1))
+            assignments = [_assignment(row, labeler) for row in rows]
+            fresh, again = [], []
+            for row, made in zip(rows, assignments, strict=True):
+                (fresh if row.state is None else again).append(_row_of(made, _LEASED, expires))
+            _execute_many(connection, insert(schema.assignments), fresh)
+            _execute_many(connection, _SET_ASSIGNMENT, [_keyed(row) for row in again])
+            _execute_many(connection, _ADD_COUNTS, [{"key": row.id, "more_leases": 1, "more_labels": 0} for row in rows])
+            return assignments
 
     def release(self, labeler: str) -> int:
         """Give back every question that the labeler holds, without an answer; returns how many."""
-        mine = schema.assignments
-        held = select(mine.c.question_id, mine.c.labeler).where(mine.c.labeler == labeler, mine.c.state == _LEASED)
         with self._database.write() as connection:
-            return self._free(connection, connection.execute(held).all())
+            return self._free(connection, connection.execute(_HELD, {"labeler": labeler}).all())
 
     def assignment(self, labeler: str, question_id: str) -> Assignment | None:
         """What the labeler was shown for a question, in whatever state it is; None when they never got it."""
         with self._database.read() as connection:
-            row = _assignment_row(connection, labeler, question_id)
-            return None if row is None else _assignment(connection, row)
+            place = _place(connection, labeler, question_id)
+            return None if place.state is None else _assignment(place, labeler)
 
     # Events
 
@@ -195,13 +197,13 @@ class Store:
         with self._database.write() as connection:
             log = Log(connection, self._clock)
             if log.known(labeler, client_event_id, "skip", question_id) is None:
-                self._settle(connection, labeler, question_id, _SKIPPED)
+                self._settle(connection, labeler, _place(connection, labeler, question_id), _SKIPPED)
                 log.append("skip", question_id, labeler, client_event_id, {"reason": reason})
 
     def flag(self, labeler: str, question_id: str, client_event_id: str, reason: str = "") -> None:
         """Tell the researcher that something is wrong with a question. It stays where it is: flagging is neither an answer nor a skip."""
         with self._database.write() as connection:
-            _question_row(connection, question_id)
+            _place(connection, labeler, question_id)
             log = Log(connection, self._clock)
             if log.known(labeler, client_event_id, "flag", question_id) is None:
                 log.append("flag", question_id, labeler, client_event_id, {"reason": reason})
@@ -224,8 +226,7 @@ class Store:
                 if target.kind != "flag":
                     self._reopen(connection, labeler, target, seconds)
                 done = log.append("undo", target.question_id, labeler, client_event_id, {"kind": target.kind}, target=target.seq)
-            row = _assignment_row(connection, labeler, done["question_id"])
-            return None if row is None else _assignment(connection, row)
+            return _assignment(_place(connection, labeler, done["question_id"]), labeler)
 
     # Reading
 
@@ -287,109 +288,114 @@ class Store:
 
     # Inside a transaction
 
-    def _lend(self, connection: Connection, row: _Row, labeler: str, seconds: float) -> Assignment:
-        mine = schema.assignments
-        question = _question(row.body)
-        earlier = _assignment_row(connection, labeler, row.id)
-        expires = self._clock() + seconds
-        if earlier is None:
-            permutation = _permutation(question, labeler)
-            _assign(connection, row.id, labeler, permutation, _LEASED, expires)
-        else:
-            permutation = json.loads(earlier.permutation)
-            connection.execute(update(mine).where(_of(labeler, row.id)).values(state=_LEASED, expires=expires))
-        _count(connection, row.id, leases=1)
-        return Assignment(question, labeler, tuple(permutation), earlier.attempt if earlier else 0)
-
-    def _expire(self, connection: Connection) -> None:
-        mine = schema.assignments
-        late = select(mine.c.question_id, mine.c.labeler).where(schema.is_leased, mine.c.expires <= self._clock())
-        self._free(connection, connection.execute(late).all())
-
     def _free(self, connection: Connection, held: Sequence[_Row]) -> int:
-        for question_id, labeler in held:
-            connection.execute(update(schema.assignments).where(_of(labeler, question_id)).values(state=_FREE))
-            _count(connection, question_id, leases=-1)
+        keys = [{"the_question": row.question_id, "the_labeler": row.labeler, "new_state": _FREE} for row in held]
+        _execute_many(connection, _SET_STATE, keys)
+        _execute_many(connection, _ADD_COUNTS, [{"key": row.question_id, "more_leases": -1, "more_labels": 0} for row in held])
         _look_back(connection, [row.question_id for row in held])
         return len(held)
 
     def _record(self, log: Log, labeler: str, answer: Answer) -> Label:
         row = log.known(labeler, answer.client_event_id, "label", answer.question_id)
         if row is None:
-            asked = _question_row(log.connection, answer.question_id)
-            question = _question(asked.body)
+            place = _place(log.connection, labeler, answer.question_id)
+            question = _question(place.body)
             stored = kind_of(question).check_answer(question, answer.answer)
-            permutation = self._settle(log.connection, labeler, answer.question_id, _ANSWERED)
+            permutation = self._settle(log.connection, labeler, place, _ANSWERED)
             body = {
                 "kind": question.kind, "answer": stored, "permutation": permutation, "seconds": answer.seconds,
-                "confidence": answer.confidence, "comment": answer.comment, "question": sha256(asked.body),
+                "confidence": answer.confidence, "comment": answer.comment, "question": sha256(place.body),
             }  # fmt: skip
             row = log.append("label", answer.question_id, labeler, answer.client_event_id, body)
         return label_of(row)
 
-    def _settle(self, connection: Connection, labeler: str, question_id: str, state: str) -> list[int]:
+    def _settle(self, connection: Connection, labeler: str, place: _Row, state: str) -> tuple[int, ...]:
         """Turn a lease (live, expired or never taken) into an answer or a skip and return the permutation that was shown."""
-        mine = schema.assignments
-        row = _assignment_row(connection, labeler, question_id)
-        if row is None:
-            permutation = list(range(len(_question(_question_row(connection, question_id).body).responses)))
-            _assign(connection, question_id, labeler, permutation, state, 0.0)
-        elif row.state in (_ANSWERED, _SKIPPED):
-            raise UserError(f"question {question_id}: {labeler} has already {row.state} it; undo that first")
+        if place.state in (_ANSWERED, _SKIPPED):
+            raise UserError(f"question {place.id}: {labeler} has already {place.state} it; undo that first")
+        if place.state is None:
+            question = _question(place.body)
+            shown = Assignment(question, labeler, tuple(range(len(question.responses))))
+            connection.execute(insert(schema.assignments), _row_of(shown, state, 0.0))
         else:
-            permutation = json.loads(row.permutation)
-            connection.execute(update(mine).where(_of(labeler, question_id)).values(state=state))
-        leased = row is not None and row.state == _LEASED
-        _count(connection, question_id, leases=-1 if leased else 0, labels=1 if state == _ANSWERED else 0)
+            shown = _assignment(place, labeler)
+            connection.execute(_SET_STATE, {"the_question": place.id, "the_labeler": labeler, "new_state": state})
+        leased = place.state == _LEASED
+        connection.execute(_ADD_COUNTS, {"key": place.id, "more_leases": -leased, "more_labels": int(state == _ANSWERED)})
         if leased and state == _SKIPPED:
-            _look_back(connection, [question_id])
-        return permutation
+            _look_back(connection, [place.id])
+        return shown.permutation
 
     def _reopen(self, connection: Connection, labeler: str, target: _Row, seconds: float) -> None:
-        mine = schema.assignments
-        asked = _question_row(connection, target.question_id)
+        place = _place(connection, labeler, target.question_id)
         answered = target.kind == "label"
-        state = _LEASED if asked.labels + asked.leases - answered < asked.overlap else _FREE
-        values = {"state": state, "expires": self._clock() + seconds, "attempt": mine.c.attempt + 1}
-        connection.execute(update(mine).where(_of(labeler, target.question_id)).values(values))
-        _count(connection, target.question_id, leases=1 if state == _LEASED else 0, labels=-1 if answered else 0)
-        _look_back(connection, [target.question_id])
+        state = _LEASED if place.labels + place.leases - answered < place.overlap else _FREE
+        row = _row_of(_assignment(place, labeler), state, self._clock() + seconds)
+        connection.execute(_SET_ASSIGNMENT, _keyed(row | {"attempt": place.attempt + 1}))
+        connection.execute(_ADD_COUNTS, {"key": place.id, "more_leases": int(state == _LEASED), "more_labels": -answered})
+        _look_back(connection, [place.id])
 
 
-def _permutation(question: Question, labeler: str) -> list[int]:
-    """A random order that depends on nothing but who is asked what, so that a repeated run shows, and stores, the same."""
-    return sorted(range(len(question.responses)), key=lambda index: content_id("order", question.id, labeler, index))
+# Statements are built once: building one costs SQLAlchemy more than SQLite takes to run it.
+
+_asked, _mine = schema.questions, schema.assignments
+_of_labeler = and_(_mine.c.question_id == _asked.c.id, _mine.c.labeler == bindparam("labeler"))
+_PLACE = select(_asked, _mine.c.permutation, _mine.c.state, _mine.c.attempt).select_from(_asked.outerjoin(_mine, _of_labeler))
+_PLACE_OF = _PLACE.where(_asked.c.id == bindparam("question"))
+_NEXT = (
+    _PLACE.where(schema.is_open, _asked.c.position >= bindparam("cursor"), or_(_mine.c.state.is_(None), _mine.c.state == _FREE))
+    .order_by(_asked.c.position)
+    .limit(bindparam("limit"))
+)
+_LAST_POSITION = select(func.max(_asked.c.position))
+_EXPIRED = select(_mine.c.question_id, _mine.c.labeler).where(schema.is_leased, _mine.c.expires <= bindparam("now"))
+_HELD = select(_mine.c.question_id, _mine.c.labeler).where(_mine.c.labeler == bindparam("labeler"), _mine.c.state == _LEASED)
+_this = update(_mine).where(_mine.c.question_id == bindparam("the_question"), _mine.c.labeler == bindparam("the_labeler"))
+_SET_STATE = _this.values(state=bindparam("new_state"))
+_SET_ASSIGNMENT = _this.values({name: bindparam(f"new_{name}") for name in ("state", "expires", "attempt")})
+_ADD_COUNTS = (
+    update(_asked)
+    .where(_asked.c.id == bindparam("key"))
+    .values(leases=_asked.c.leases + bindparam("more_leases"), labels=_asked.c.labels + bindparam("more_labels"))
+)
 
 
-def _assignment(connection: Connection, row: _Row) -> Assignment:
-    question = _question(_question_row(connection, row.question_id).body)
-    return Assignment(question, row.labeler, tuple(json.loads(row.permutation)), row.attempt)
+def _execute_many(connection: Connection, statement: Executable, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
 
 
-def _assignment_row(connection: Connection, labeler: str, question_id: str) -> _Row | None:
-    return connection.execute(select(schema.assignments).where(_of(labeler, question_id))).one_or_none()
-
-
-def _question_row(connection: Connection, question_id: str) -> _Row:
-    row = connection.execute(select(schema.questions).where(schema.questions.c.id == question_id)).one_or_none()
+def _place(connection: Connection, labeler: str, question_id: str) -> _Row:
+    """A question with the labeler's assignment to it, whose columns are None where they have none."""
+    row = connection.execute(_PLACE_OF, {"labeler": labeler, "question": question_id}).one_or_none()
     if row is None:
         raise UserError(f"question {question_id}: there is no such question in this store")
     return row
 
 
-def _assign(connection: Connection, question_id: str, labeler: str, permutation: list[int], state: str, expires: float) -> None:
-    values = {"question_id": question_id, "labeler": labeler, "permutation": json.dumps(permutation), "state": state, "expires": expires}
-    connection.execute(insert(schema.assignments), values | {"attempt": 0})
+def _assignment(place: _Row, labeler: str) -> Assignment:
+    question = _question(place.body)
+    if place.state is None:
+        return Assignment(question, labeler, _permutation(question, labeler))
+    return Assignment(question, labeler, tuple(json.loads(place.permutation)), place.attempt)
 
 
-def _of(labeler: str, question_id: str) -> ColumnElement[bool]:
-    return and_(schema.assignments.c.question_id == question_id, schema.assignments.c.labeler == labeler)
+def _row_of(assignment: Assignment, state: str, expires: float) -> dict[str, Any]:
+    return {
+        "question_id": assignment.question.id, "labeler": assignment.labeler, "permutation": json.dumps(assignment.permutation),
+        "state": state, "expires": expires, "attempt": assignment.attempt,
+    }  # fmt: skip
 
 
-def _count(connection: Connection, question_id: str, *, leases: int = 0, labels: int = 0) -> None:
-    table = schema.questions
-    changed = update(table).where(table.c.id == question_id)
-    connection.execute(changed.values(leases=table.c.leases + leases, labels=table.c.labels + labels))
+def _keyed(row: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of ``_SET_ASSIGNMENT``; the permutation never changes."""
+    new = {f"new_{name}": row[name] for name in ("state", "expires", "attempt")}
+    return {"the_question": row["question_id"], "the_labeler": row["labeler"], **new}
+
+
+def _permutation(question: Question, labeler: str) -> tuple[int, ...]:
+    """A random order that depends on nothing but who is asked what, so that a repeated run shows, and stores, the same."""
+    return tuple(sorted(range(len(question.responses)), key=lambda index: content_id("order", question.id, labeler, index)))
 
 
 def _look_back(connection: Connection, question_ids: Sequence[str]) -> None:
