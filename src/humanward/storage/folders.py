@@ -1,0 +1,180 @@
+"""Folders that appear whole or not at all, with a manifest that finds every later damage."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .files import check_space, decode_json, disk_faults, encode_json, fsync_path
+
+MANIFEST = "manifest.json"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def atomic_folder(path: Path | str, *, bytes_needed: int = 0) -> Iterator[Path]:
+    """A temporary folder to write into, which becomes ``path`` when the block ends well and vanishes when it does not.
+
+    Each file is brought to the disk, then a manifest of sizes and SHA-256, then the folder; then it is renamed, then the parent is
+    brought to the disk. A folder that stood at ``path`` is exchanged in one step and removed afterwards. After a failed fsync nothing
+    is tried again.
+
+    Args:
+        path: the folder to create or replace.
+        bytes_needed: what will be written, if known: refused at once where less is free.
+
+    Raises:
+        RunError: the disk is full or refused a write; ``path`` is what it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    discard_leftovers(path.parent, path.name)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    check_space(path, bytes_needed)
+    owner = None
+    try:
+        with _told(path, temporary, bytes_needed):
+            temporary.mkdir()
+            owner = os.open(temporary, os.O_RDONLY)
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield temporary
+            _seal(temporary)
+            _put_in_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if owner is not None:
+            os.close(owner)
+    with disk_faults(path, bytes_needed):
+        fsync_path(path.parent)
+
+
+@contextmanager
+def _told(path: Path, temporary: Path, bytes_needed: int) -> Iterator[None]:
+    """Measure what had been written when the disk became full, then remove it, then tell how much is free."""
+    try:
+        yield
+    except BaseException as error:
+        written = sum(file.stat().st_size for file in _files(temporary)) if temporary.exists() else 0
+        shutil.rmtree(temporary, ignore_errors=True)
+        with disk_faults(path, max(bytes_needed, written)):
+            raise error
+
+
+def discard_leftovers(parent: Path, name: str | None = None) -> None:
+    """Remove temporary folders of writers that died. A living writer holds a lock on its own, whatever machine of the disk asks."""
+    for folder in parent.glob(f"{name or '*'}.tmp-*"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a crash on the way leaves a leftover and never a folder with files missing."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with suppress(OSError):
+        os.rename(path, temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _seal(folder: Path) -> None:
+    files = [file for file in _files(folder) if file != folder / MANIFEST]
+    entries = {}
+    for file in files:
+        fsync_path(file)
+        entries[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    with open(folder / MANIFEST, "wb") as manifest:
+        manifest.write(encode_json({"format": 1, "files": entries}, str(folder / MANIFEST)))
+        manifest.flush()
+        os.fsync(manifest.fileno())
+    for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
+        fsync_path(inner)
+    fsync_path(folder)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename, or exchange with the folder that is there: ``path`` is the whole old or the whole new folder at every instant."""
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    if _exchange(temporary, path):
+        return
+    # careful: a file system without exchange has an instant at which only the .old folder is there; it is not removed by a crash.
+    aside = path.with_name(f"{path.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(path, aside)
+    os.rename(temporary, path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders atomically (renameat2). False where the system or the file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def verify_folder(path: Path | str) -> str | None:
+    """None where every file of the manifest is there, whole and unchanged; else what is wrong, in a few words."""
+    path = Path(path)
+    try:
+        entries = _manifest_files(decode_json((path / MANIFEST).read_bytes()))
+        for name, entry in entries.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes instead of {entry['bytes']}"
+            if _sha256(file) != entry["sha256"]:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except (ValueError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def _manifest_files(manifest: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(manifest, dict) or manifest.get("format") != 1 or not isinstance(manifest.get("files"), dict):
+        raise ValueError("not a manifest")
+    for name, entry in manifest["files"].items():
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+        if not inside or not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
+            raise ValueError("not a manifest")
+    return manifest["files"]
