@@ -110,10 +110,10 @@ def origin(key: Key, origins: Mapping[Key, str]) -> str:
 def _key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     """The path of a fault without the names of union branches that pydantic puts into it."""
     key: list[str | int] = []
-    here = values
+    here: Any = values
     for position, part in enumerate(loc):
-        listed = isinstance(here, list) and isinstance(part, int) and part < len(here)
-        if listed or (isinstance(here, dict) and part in here):
+        inside = range(len(here)) if isinstance(here, list) else here if isinstance(here, dict) else ()
+        if part in inside:
             here = here[part]
         elif not (kind == "missing" and position == len(loc) - 1):
             continue

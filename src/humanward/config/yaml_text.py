@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
@@ -25,12 +25,8 @@ class Layer:
     faults: list[str] = field(default_factory=list)
 
 
-
-
 class PlainLoader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2: `no` and `on` are text, 1e-3 is a number, 2019-09-18 is text."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -42,8 +38,6 @@ class PlainLoader(yaml.SafeLoader):
 class PlainDumper(yaml.SafeDumper):
     """Writes what PlainLoader reads."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
 
 _FLOAT = r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 _SCALARS = [  # tag, pattern, first characters
@@ -52,8 +46,9 @@ _SCALARS = [  # tag, pattern, first characters
     ("float", _FLOAT, list("-+.0123456789")),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ]
-for _name, _pattern, _first in _SCALARS:
-    for _class in (PlainLoader, PlainDumper):
+for _class in (PlainLoader, PlainDumper):
+    _class.yaml_implicit_resolvers = {}
+    for _name, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
