@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jaxtyping import TypeCheckError
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "humanward"
@@ -136,12 +138,36 @@ def test_a_room_opens_with_a_docstring_and_its_public_names(room: Path) -> None:
         return
     tree = parsed(room / "__init__.py")
     assert ast.get_docstring(tree), "say what the room is for"
-    beyond = [ast.unparse(node) for node in tree.body[1:] if not isinstance(node, ast.Import | ast.ImportFrom) and not is_all(node)]
-    assert beyond == []
+    assert [ast.unparse(node) for node in tree.body[1:] if not re_exports(node)] == []
 
 
-def is_all(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
+def re_exports(node: ast.stmt) -> bool:
+    """Imports, ``__all__``, and what a room needs to load its names on first use."""
+    match node:
+        case ast.Import() | ast.ImportFrom():
+            return True
+        case ast.If(test=ast.Name("TYPE_CHECKING"), orelse=[]):
+            return all(map(re_exports, node.body))
+        case ast.Assign(targets=[ast.Name(name)]):
+            return name.startswith("_")
+        case ast.FunctionDef(name="__getattr__" | "__dir__"):
+            return True
+        case _:
+            return False
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_every_public_name_of_a_room_exists(room: Path) -> None:
+    module = importlib.import_module(f"humanward.{room.name}")
+    assert [name for name in getattr(module, "__all__", []) if not hasattr(module, name)] == []
+
+
+def test_shapes_of_maths_are_checked_under_test() -> None:
+    reward_losses = importlib.import_module("humanward.maths.reward_losses")
+    torch = importlib.import_module("torch")
+    assert reward_losses.pair_loss(torch.zeros(2), torch.zeros(2)).shape == (2,)
+    with pytest.raises(TypeCheckError):
+        reward_losses.pair_loss(torch.zeros(2), torch.zeros(3))
 
 
 @pytest.mark.parametrize("room", THIRD_PARTY)
