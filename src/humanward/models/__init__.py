@@ -1,1 +1,28 @@
-"""Loading a policy and its reference, heads, log-probabilities of responses, sampling."""
+"""Loading a policy and its reference, reward and value heads, log-probabilities of responses, sampling."""
+
+from __future__ import annotations
+
+from .allocator import keep_freed_memory
+from .forward import ResponseHidden, packs_exactly, response_hidden
+from .loading import context_length, load_causal_lm, load_tokenizer, resolve
+from .policy import Policy, ResponseOutputs, fingerprint
+from .reward_model import RewardModel
+from .sampling import Samples, SamplingSettings, sample_responses
+
+__all__ = [
+    "Policy",
+    "ResponseHidden",
+    "ResponseOutputs",
+    "RewardModel",
+    "Samples",
+    "SamplingSettings",
+    "context_length",
+    "fingerprint",
+    "keep_freed_memory",
+    "load_causal_lm",
+    "load_tokenizer",
+    "packs_exactly",
+    "resolve",
+    "response_hidden",
+    "sample_responses",
+]

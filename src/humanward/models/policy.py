@@ -1,0 +1,208 @@
+"""A policy: a causal language model, its tokenizer and, where asked for, a value head on its trunk."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from humanward.errors import UserError
+from humanward.maths.logprobs import linear_logprobs
+from humanward.models.forward import packs_exactly, response_hidden
+from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
+
+
+@dataclass(frozen=True)
+class ResponseOutputs:
+    """What a forward says about given responses, at response positions only."""
+
+    logprobs: Float[Tensor, "B R"]
+    """log pi(y_t | x, y_<t) at the sampling temperature, nats."""
+    entropy: Float[Tensor, "B R"]
+    """Entropy of the next-token distribution, nats; zeros where it was not asked for."""
+    values: Float[Tensor, "B R"] | None
+    """Value of the state before each token, score units; None without a value head."""
+
+
+@dataclass(frozen=True)
+class LogitRule:
+    """How hidden states become logits, so that log-probabilities can be taken in row chunks without the model's own head call."""
+
+    softcap: float | None
+    scale: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> LogitRule:
+        config = model.config.get_text_config()
+        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        return cls(getattr(config, "final_logit_softcapping", None), float(scale))
+
+
+class Policy(nn.Module):
+    """pi(y | x), with log-probabilities, entropies and values of responses in one forward.
+
+    Args:
+        model: any Hugging Face causal language model.
+        tokenizer: its tokenizer.
+        value_head: add a value head of zeros on the last hidden state (Ziegler et al. 2019 share the trunk).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, value_head: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.logit_rule = LogitRule.of(model)
+        self.value_head: nn.Linear | None = zero_head(model) if value_head else None
+        self._packs: bool | None = None
+        disable_dropout(self)
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, value_head: bool = False, pad_token: str | None = None, dtype: torch.dtype = torch.float32,
+        trust_remote_code: bool = False,
+    ) -> Self:  # fmt: skip
+        """From a Hugging Face folder or hub name, or `asset:NAME` for an embedded model.
+
+        Raises:
+            UserError: no model or tokenizer there, PAD = EOS, or a head whose logits we do not reproduce.
+        """
+        tokenizer = load_tokenizer(name, pad_token=pad_token, trust_remote_code=trust_remote_code)
+        policy = cls(load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer, value_head=value_head)
+        policy.check_head(str(name))
+        return policy
+
+    @property
+    def trunk(self) -> nn.Module:
+        return trunk_of(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padded slots. They are always masked, so its value never matters to a result."""
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)  # pyright: ignore[reportArgumentType]
+
+    def suppressed_tokens(self, *, keep_eos: bool) -> Bool[Tensor, " V"]:
+        """Special tokens and the unused tail of the embedding matrix: never sampled, probability 0 (2019: their logits are sliced off)."""
+        vocabulary = self.head.weight.shape[0]
+        suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
+        suppressed[[i for i in self.tokenizer.all_special_ids if i < vocabulary]] = True
+        suppressed[len(self.tokenizer) :] = True  # pyright: ignore[reportArgumentType]
+        if keep_eos and self.tokenizer.eos_token_id is not None:
+            suppressed[self.tokenizer.eos_token_id] = False
+        return suppressed
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.get_output_embeddings()  # pyright: ignore[reportReturnType]
+
+    def packs(self) -> bool:
+        if self._packs is None:
+            self._packs = packs_exactly(self.trunk)
+        return self._packs
+
+    def forward(
+        self,
+        prompts: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        responses: Int[Tensor, "B R"],
+        response_mask: Bool[Tensor, "B R"],
+        *,
+        temperature: float,
+        suppressed: Bool[Tensor, " V"] | None = None,
+        want_entropy: bool = False,
+    ) -> ResponseOutputs:
+        """Log-probabilities, entropies and values of the responses. The LM head runs at response positions only."""
+        B, R = responses.shape
+        states = response_hidden(self.trunk, prompts, prompt_mask, responses[:, None, :-1], response_mask[:, None, :-1])
+        hidden = states.before_each_token()[:, 0]
+        logprobs, entropy = self.logprobs_of(
+            hidden.flatten(0, 1), responses.flatten(), temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
+        )
+        values = None if self.value_head is None else self.values_of(hidden)
+        return ResponseOutputs(logprobs.view(B, R), entropy.view(B, R), values)
+
+    def logprobs_of(
+        self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        return linear_logprobs(
+            hidden, self.head.weight, tokens, bias=self.head.bias, temperature=temperature, softcap=self.logit_rule.softcap,
+            scale=self.logit_rule.scale, suppressed=suppressed, want_entropy=want_entropy,
+        )  # fmt: skip
+
+    def values_of(self, hidden: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape"]:
+        assert self.value_head is not None
+        return self.value_head(hidden.float()).squeeze(-1)
+
+    def logits_of(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """float32 logits of a few rows, for sampling."""
+        logits = self.head(hidden).float() * self.logit_rule.scale
+        return logits if self.logit_rule.softcap is None else self.logit_rule.softcap * torch.tanh(logits / self.logit_rule.softcap)
+
+    @torch.no_grad()
+    def check_head(self, name: str) -> None:
+        """Our logits must be the model's own.
+
+        Raises:
+            UserError: they differ, so that training would move another distribution than the one the model samples from.
+        """
+        ids = torch.arange(min(8, self.head.weight.shape[0]), device=self.device)[None]
+        ours = self.logits_of(self.trunk(input_ids=ids, use_cache=False).last_hidden_state[0])
+        theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        if ours.shape != theirs.shape or (ours - theirs).abs().max() > 1e-3 * theirs.abs().max().clamp(min=1):
+            raise UserError(f"{name}: {type(self.model).__name__} does more to its logits than a head, a scale and a soft cap; use another model")
+
+    def frozen_copy(self) -> Policy:
+        """The same distribution, without value head, never trained: a reference."""
+        reference = Policy(copy.deepcopy(self.model), self.tokenizer)
+        return reference.requires_grad_(False).eval()
+
+    def save(self, folder: Path) -> None:
+        """An ordinary Hugging Face folder; the value head, if any, in a file of its own beside it."""
+        from safetensors.torch import save_file
+
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.value_head is not None:
+            save_file({"weight": self.value_head.weight.detach(), "bias": self.value_head.bias.detach()}, folder / "value_head.safetensors")
+
+
+def zero_head(model: PreTrainedModel) -> nn.Linear:
+    """A scalar head that starts at zero (Ziegler et al. 2019: the value head)."""
+    head = nn.Linear(hidden_size(model), 1, device=next(model.parameters()).device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """Width of the last hidden state: what the LM head reads."""
+    return int(model.get_output_embeddings().weight.shape[1])  # pyright: ignore
+
+
+def disable_dropout(module: nn.Module, rate: float = 0.0) -> None:
+    """Set every dropout of a model (2019: off in policy and reward training). Attention dropout kept as a number is set too."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = rate
+        for name in ("attention_dropout", "attn_dropout", "dropout"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, rate)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Which token ids mean what: a hash of vocabulary and special tokens, to tell tokenizers apart."""
+    import hashlib
+
+    facts: Any = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,116 @@
+"""A reward model: a language model's trunk and one number read from its last real token."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from humanward.errors import UserError
+from humanward.maths.masks import last_index
+from humanward.models.forward import packs_exactly, response_hidden
+from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
+from humanward.models.policy import disable_dropout, hidden_size
+
+
+class RewardModel(nn.Module):
+    """score = gain * (w . h(last real token) + b) + bias, one per response, [B, K].
+
+    Args:
+        model: the causal language model whose trunk is used; its LM head is not.
+        tokenizer: its tokenizer.
+        generator: draws the head from N(0, 1 / sqrt(d + 1)) (Ziegler et al. 2019, released code: init of the scalar head); None: the default one.
+    """
+
+    gain: Tensor
+    bias: Tensor
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        width = hidden_size(model)
+        self.score_head = nn.Linear(width, 1)
+        nn.init.normal_(self.score_head.weight, std=1 / math.sqrt(width + 1), generator=generator)
+        nn.init.zeros_(self.score_head.bias)
+        self.score_head.to(next(model.parameters()).device)
+        self.register_buffer("gain", torch.ones((), device=self.score_head.weight.device))
+        self.register_buffer("bias", torch.zeros((), device=self.score_head.weight.device))
+        self._packs: bool | None = None
+        disable_dropout(self)
+        # The LM head is not used: where it is not tied to the embedding, nothing may wait for its gradient.
+        trunk_parameters = {id(p) for p in self.trunk.parameters()}
+        for parameter in model.parameters():
+            if id(parameter) not in trunk_parameters:
+                parameter.requires_grad_(False)
+
+    @property
+    def trunk(self) -> nn.Module:
+        return trunk_of(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.score_head.weight.device
+
+    @property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)  # pyright: ignore[reportArgumentType]
+
+    def forward(
+        self,
+        prompts: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        responses: Int[Tensor, "B K R"],
+        response_mask: Bool[Tensor, "B K R"],
+    ) -> Float[Tensor, "B K"]:
+        """Scores of K responses to each prompt; the prompt is computed once."""
+        if self._packs is None:
+            self._packs = packs_exactly(self.trunk)
+        states = response_hidden(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self._packs).responses
+        last = last_index(response_mask.flatten(0, 1)).view(response_mask.shape[:2])
+        read = states.gather(2, last[:, :, None, None].expand(-1, -1, 1, states.shape[-1])).squeeze(2)
+        return self.gain * self.score_head(read.float()).squeeze(-1) + self.bias
+
+    @torch.no_grad()
+    def set_normalization(self, gain: float, bias: float) -> None:
+        """After this, score_new = gain * score_raw + bias, score_raw being the head's own output."""
+        self.gain.fill_(gain)
+        self.bias.fill_(bias)
+
+    def save(self, folder: Path) -> None:
+        """The trunk as a Hugging Face folder, the head and its normalisation beside it."""
+        from safetensors.torch import save_file
+
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        head = {"weight": self.score_head.weight, "head_bias": self.score_head.bias, "gain": self.gain, "bias": self.bias}
+        save_file({name: tensor.detach().clone() for name, tensor in head.items()}, folder / "score_head.safetensors")
+        (folder / "reward_model.json").write_text(json.dumps({"format": 1, "read": "last real token of the response"}) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Self:
+        """A folder written by ``save``.
+
+        Raises:
+            UserError: no reward model there.
+        """
+        from safetensors.torch import load_file
+
+        head_file = Path(folder) / "score_head.safetensors"
+        if not head_file.exists():
+            raise UserError(f"{folder}: not a reward model (no score_head.safetensors); give a folder that `humanward reward` wrote")
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        reward_model = cls(load_causal_lm(folder, trust_remote_code=trust_remote_code), tokenizer)
+        head = load_file(head_file)
+        with torch.no_grad():
+            reward_model.score_head.weight.copy_(head["weight"])
+            reward_model.score_head.bias.copy_(head["head_bias"])
+        reward_model.set_normalization(float(head["gain"]), float(head["bias"]))
+        return reward_model.eval()

@@ -1,0 +1,28 @@
+"""Supervised fine-tuning, reward models, PPO, and the one loop that runs them: step, log, checkpoint, resume."""
+
+from __future__ import annotations
+
+from .ppo import PPOConfig, PPOTrainer
+from .reward import RewardConfig, RewardTrainer, choices
+from .run import Progress, Surroundings, Trainer, train
+from .scoring import Episodes, Score, Scores, TextReward, score_episodes
+from .sft import SFTConfig, SFTTrainer
+
+__all__ = [
+    "Episodes",
+    "PPOConfig",
+    "PPOTrainer",
+    "Progress",
+    "RewardConfig",
+    "RewardTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "Score",
+    "Scores",
+    "Surroundings",
+    "TextReward",
+    "Trainer",
+    "choices",
+    "score_episodes",
+    "train",
+]

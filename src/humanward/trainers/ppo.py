@@ -1,0 +1,326 @@
+"""Proximal policy optimisation against a learned reward, as Ziegler et al. 2019 (arXiv:1909.08593), section 2.2, and its released code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from humanward.config import Config
+from humanward.data import Task
+from humanward.data.batches import epoch_order, index_order, left_pad
+from humanward.errors import UserError
+from humanward.maths.advantages import gae
+from humanward.maths.kl import adapted_kl_coef
+from humanward.maths.masks import add_at_last_token, masked_mean
+from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
+from humanward.maths.value_losses import clipped_value_loss
+from humanward.maths.whitening import whiten
+from humanward.models import Policy, RewardModel, SamplingSettings, sample_responses
+from humanward.storage import derive_seed
+from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
+from humanward.trainers.updates import Updater, gather_rows, load_weights, my_rows, weights, with_prefix, without_prefix
+
+
+class PPOConfig(Config):
+    """PPO against a learned reward (Ziegler et al. 2019, section 2.2)."""
+
+    episodes: PositiveInt = 1_000_000
+    """Sampled responses over the whole training."""
+    batch_size: PositiveInt = 512
+    """Episodes per step, over all processes."""
+    minibatches: PositiveInt = 1
+    """Updates that one pass over a step's episodes is divided into."""
+    ppo_epochs: PositiveInt = 4
+    """Passes over a step's episodes."""
+    micro_batch_size: PositiveInt | None = None
+    """Episodes per forward; null: the whole share of a process. Changes memory, never the result."""
+    lr: PositiveFloat = 1e-5
+    """Learning rate at the start."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """``linear``: to 0 over the training, as the 2019 code."""
+    adam_eps: PositiveFloat = 1e-5
+    """Adam's epsilon."""
+    adam_eps_hat: bool = False
+    """Epsilon outside the bias correction, as in TensorFlow's Adam."""
+    max_grad_norm: PositiveFloat | None = None
+    """Clip the gradient's norm; null: do not (2019)."""
+    kl_coef: NonNegativeFloat = 0.15
+    """Weight of the KL penalty, score units per nat; the start value when ``kl_target`` is set."""
+    kl_target: PositiveFloat | None = 6.0
+    """KL that the adaptive controller steers to, nats per response; null: ``kl_coef`` stays."""
+    kl_horizon: PositiveInt = 10_000
+    """Episodes over which the controller could change the coefficient by its clip."""
+    kl_clip: PositiveFloat = 0.2
+    """Largest relative error of the KL that the controller acts on."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Discount per token."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Generalised advantage estimation: 0 trusts the values, 1 the returns."""
+    clip_range: PositiveFloat = 0.2
+    """How far a probability ratio may leave 1 before its gradient stops."""
+    value_clip_range: PositiveFloat = 0.2
+    """How far a value may move from its old self before its gradient stops."""
+    value_coef: NonNegativeFloat = 0.1
+    """Weight of the value loss."""
+    whiten_rewards: bool = True
+    """Rewards to unit variance, their mean kept."""
+    whiten_advantages: bool = True
+    """Advantages to unit variance and mean 0."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the policy. Off, or the ratio would not start at 1 (2019)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        if self.batch_size % self.minibatches:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided into {self.minibatches} minibatches; choose a divisor")
+        if self.episodes < self.batch_size:
+            raise ValueError(f"episodes {self.episodes} is less than one batch of {self.batch_size}; raise it or lower batch_size")
+        if self.whiten_rewards and self.batch_size // self.minibatches < 8:
+            # lm-human-preferences asks for 8 rows where rewards are whitened: the deviation of fewer says little.
+            raise ValueError(f"whiten_rewards needs minibatches of 8 episodes or more, not {self.batch_size // self.minibatches}")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target needs a kl_coef above 0 to start from, since the controller multiplies it")
+        return self
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The global batch of one step, on every process: who said what with which probability."""
+
+    prompts: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    responses: Int[Tensor, "B R"]
+    response_mask: Bool[Tensor, "B R"]
+    logprobs: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"]
+    reference_logprobs: Float[Tensor, "B R"]
+
+    def rows(self, index: Tensor) -> Rollout:
+        return Rollout(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """Rows of a rollout with what their update needs."""
+
+    rollout: Rollout
+    advantages: Float[Tensor, "B R"]
+    returns: Float[Tensor, "B R"]
+
+    def rows(self, index: Tensor) -> Minibatch:
+        return Minibatch(self.rollout.rows(index), self.advantages[index], self.returns[index])
+
+
+class PPOTrainer:
+    """PPO with a per-token KL penalty toward the reference and its score at the last token.
+
+    Args:
+        policy: what is tuned, with a value head.
+        reference: where it must stay near; frozen.
+        reward: a reward model, or any callable of (prompts, responses) -> scores on texts.
+        prompts: token ids, as ``Task.prompts`` gives them; texts are cut by ``task`` first.
+        config: settings.
+        task: how responses are sampled and truncated.
+        true_score: a second score, only logged: the labeler's own where it is known.
+        check: called while sampling; may raise to stop.
+    """
+
+    def __init__(
+        self, policy: Policy, reference: Policy, reward: Score | RewardModel, prompts: Sequence[Sequence[int]], config: PPOConfig, *,
+        task: Task, seed: int = 0, accelerator: Accelerator | None = None, true_score: Score | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        if not prompts:
+            raise UserError("no prompts to tune on; the task's rule may have skipped them all")
+        if policy.value_head is None:
+            raise UserError("PPO needs a value head: Policy.load(…, value_head=True)")
+        self.accelerator = accelerator or Accelerator()
+        self.policy, self.reference = policy.to(self.accelerator.device), reference.to(self.accelerator.device)
+        self.reward, self.true_score = reward, true_score
+        if isinstance(reward, RewardModel):
+            reward.to(self.accelerator.device).eval()
+        self.prompts, self.config, self.task, self.seed, self.check = prompts, config, task, seed, check
+        t = task.config
+        self.sampling = SamplingSettings(t.response_length, t.temperature, t.top_k, t.top_p, t.stop_at_eos, t.suppress_special_tokens)
+        self.suppressed = policy.suppressed_tokens(keep_eos=t.stop_at_eos) if t.suppress_special_tokens else None
+        self.total_steps = config.episodes // config.batch_size
+        self.kl_coef = config.kl_coef
+        self.updater = Updater(
+            policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.ppo_epochs * config.minibatches,
+            lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
+        )  # fmt: skip
+
+    def run(self) -> list[dict[str, float]]:
+        """All steps, without checkpoints; ``trainers.run.train`` has the rest."""
+        return [self.step(index) for index in range(self.total_steps)]
+
+    def start(self) -> None:
+        """Nothing to prepare."""
+
+    def finish(self) -> None:
+        """Nothing to complete."""
+
+    def step(self, index: int) -> dict[str, float]:
+        """One iteration of section 2.2: batch_size new episodes, then ppo_epochs passes of clipped updates over them."""
+        c = self.config
+        rollout = self.sample_rollout(index)                                                   # x ~ D, y ~ pi(.|x)
+        scores = self.score(rollout, self.reward)                                              # r(x, y), [B]
+
+        # R(x, y) = r(x, y) - kl_coef * log(pi(y|x) / rho(y|x)), eq. 2: the KL on every token, the score on the last.
+        kl = (rollout.logprobs - rollout.reference_logprobs) * rollout.response_mask           # [B, R], nats
+        rewards = add_at_last_token(-self.kl_coef * kl, scores.scores, rollout.response_mask)  # [B, R]
+
+        updates: list[dict[str, float]] = []
+        for epoch in range(c.ppo_epochs):
+            for rows in self.minibatch_rows(index, epoch):
+                minibatch = self.advantages(rollout.rows(rows), rewards[rows])
+                updates.append(self.update(minibatch))
+
+        metrics = self.metrics(rollout, scores, kl, updates, (index + 1) * c.batch_size)
+        if c.kl_target is not None:
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, metrics["kl"], kl_target=c.kl_target, batch_size=c.batch_size, horizon=c.kl_horizon, clip=c.kl_clip
+            )
+        return metrics
+
+    @torch.no_grad()
+    def sample_rollout(self, index: int) -> Rollout:
+        """New episodes for step ``index``, each with a seed of its own; every process samples its share and all get the whole."""
+        B = self.config.batch_size
+        batch = [self.prompts[i] for i in index_order(self.seed, index * B, B, len(self.prompts))]
+        prompts, prompt_mask = (x.to(self.accelerator.device) for x in left_pad(batch, self.policy.pad_id))
+        mine = my_rows(self.accelerator, B)
+        seeds = [derive_seed(self.seed, "ppo episode", index, row) for row in range(B)]
+        samples = sample_responses(self.policy, prompts[mine], prompt_mask[mine], self.sampling, seeds=seeds[mine], check=self.check)
+        assert samples.values is not None
+        responses, mask = samples.responses[:, 0], samples.response_mask[:, 0]
+        reference = self.logprobs(self.reference, prompts[mine], prompt_mask[mine], responses, mask)
+        parts = (responses, mask, samples.logprobs[:, 0], samples.values[:, 0], reference)
+        return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))
+
+    def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
+        rows = self.config.micro_batch_size or len(prompts)
+        parts = zip(*(x.split(rows) for x in (prompts, prompt_mask, responses, mask)), strict=True)
+        outputs = [policy(*part, temperature=self.sampling.temperature, suppressed=self.suppressed).logprobs for part in parts]
+        return torch.cat(outputs).masked_fill(~mask, 0)
+
+    def score(self, rollout: Rollout, reward: Score | RewardModel) -> Scores:
+        """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
+        mine = my_rows(self.accelerator, len(rollout.prompts))
+        own = Episodes(rollout.prompts[mine], rollout.prompt_mask[mine], rollout.responses[mine], rollout.response_mask[mine])
+        scores = score_episodes(self.task, reward, own)
+        return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)))
+
+    def minibatch_rows(self, index: int, epoch: int) -> Iterator[Tensor]:
+        order = epoch_order(derive_seed(self.seed, "ppo minibatches", index), epoch, self.config.batch_size)
+        return iter(torch.tensor(order, device=self.accelerator.device).split(self.config.batch_size // self.config.minibatches))
+
+    def advantages(self, rollout: Rollout, rewards: Float[Tensor, "B R"]) -> Minibatch:
+        """Whitening and GAE inside the minibatch, again in every epoch, as the 2019 code does."""
+        c, mask = self.config, rollout.response_mask
+        if c.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        advantages, returns = gae(rewards, rollout.values, mask, gamma=c.gamma, gae_lambda=c.gae_lambda)
+        if c.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        return Minibatch(rollout, advantages, returns)
+
+    def update(self, minibatch: Minibatch) -> dict[str, float]:
+        """One clipped update on a minibatch of the global batch."""
+        c, device = self.config, self.accelerator.device
+        rows = torch.arange(len(minibatch.advantages), device=device)[my_rows(self.accelerator, len(minibatch.advantages))]
+        tokens = minibatch.rollout.response_mask.sum()
+        seen: list[dict[str, Tensor]] = []
+        self.updater.module.train()
+
+        def loss(module: nn.Module, part: Minibatch) -> Tensor:
+            r, mask = part.rollout, part.rollout.response_mask
+            outputs = module(
+                r.prompts, r.prompt_mask, r.responses, mask, temperature=self.sampling.temperature, suppressed=self.suppressed, want_entropy=True
+            )
+            policy_loss = ppo_clip_loss(outputs.logprobs, r.logprobs, part.advantages, clip_range=c.clip_range)
+            value_loss = clipped_value_loss(outputs.values, r.values, part.returns, value_clip_range=c.value_clip_range)
+            share = mask.sum() / tokens
+            seen.append(update_metrics(outputs, part, policy_loss, value_loss, c.clip_range, share))
+            return share * masked_mean(policy_loss + c.value_coef * value_loss, mask)
+
+        micro = [minibatch.rows(part) for part in rows.split(c.micro_batch_size or len(rows))]
+        step = self.updater.update(micro, loss, what="PPO")
+        return step | combined(seen, self.accelerator)
+
+    def metrics(self, rollout: Rollout, scores: Scores, kl: Tensor, updates: list[dict[str, float]], episodes: int) -> dict[str, float]:
+        """What is logged of a step. KL in nats per response; losses are means over the step's updates."""
+        mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
+        sequence_kl = kl.sum(1)
+        metrics = {
+            "episodes": float(episodes),
+            "score": float(scores.scores.mean()),
+            "kl": float(sequence_kl.mean()),
+            "kl_coef": self.kl_coef,
+            "penalized_score": float((scores.scores - self.kl_coef * sequence_kl).mean()),
+            "entropy": mean["entropy"],
+            "response_length": float(scores.scored_mask.sum(1).float().mean()),
+            "missing_truncation": float((~scores.found).float().mean()),
+            "ratio_max": max(u["ratio_max"] for u in updates),
+            "first_ratio_error": updates[0]["ratio_error"],
+            "explained_variance": explained_variance(rollout, scores, kl, self.kl_coef),
+            "lr": updates[-1]["lr"],
+        }
+        metrics |= {name: mean[name] for name in ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")}
+        if self.true_score is not None:
+            metrics["true_score"] = float(self.score(rollout, self.true_score).scores.mean())
+        return metrics
+
+    def tensors(self) -> dict[str, Tensor]:
+        return with_prefix("policy", weights(self.policy)) | with_prefix("optimizer", self.updater.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        return {"updates": self.updater.updates, "kl_coef": self.kl_coef}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        load_weights(self.policy, without_prefix("policy", tensors))
+        self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
+        self.kl_coef = float(state["kl_coef"])
+
+
+@torch.no_grad()
+def update_metrics(outputs: Any, part: Minibatch, policy_loss: Tensor, value_loss: Tensor, clip_range: float, share: Tensor) -> dict[str, Tensor]:
+    """Parts of one update's metrics: means weighted by ``share``, the micro-batch's part of the global minibatch; maxima as they are."""
+    r, mask = part.rollout, part.rollout.response_mask
+    ratio = torch.exp(outputs.logprobs - r.logprobs).where(mask, 1)
+    return {
+        "policy_loss": share * masked_mean(policy_loss, mask),
+        "value_loss": share * masked_mean(value_loss, mask),
+        "entropy": share * masked_mean(outputs.entropy, mask),
+        "approx_kl": share * approx_kl(outputs.logprobs, r.logprobs, mask),
+        "clip_fraction": share * clip_fraction(outputs.logprobs, r.logprobs, part.advantages, mask, clip_range=clip_range),
+        "ratio_max": ratio.max(),
+        "ratio_error": (ratio - 1).abs().max(),
+    }
+
+
+def combined(parts: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """The parts of all micro-batches and processes as one: sums, and maxima of the names that begin with ``ratio``."""
+    result: dict[str, float] = {}
+    for name in parts[0]:
+        stacked = gather_rows(accelerator, torch.stack([part[name] for part in parts]))
+        result[name] = float(stacked.max() if name.startswith("ratio") else stacked.sum())
+    return result
+
+
+def explained_variance(rollout: Rollout, scores: Scores, kl: Tensor, kl_coef: float) -> float:
+    """1 - var(return - value) / var(return), over tokens, with undiscounted returns; 0 for a value head that knows nothing."""
+    mask = rollout.response_mask
+    rewards = add_at_last_token(-kl_coef * kl, scores.scores, mask)
+    returns = rewards.flip(1).cumsum(1).flip(1)[mask]
+    variance = returns.var(correction=0)
+    return float(1 - (returns - rollout.values[mask]).var(correction=0) / variance) if variance > 0 else 0.0
+
+

@@ -1,0 +1,207 @@
+"""Fit a reward model to labels: which of K responses is best (Ziegler et al. 2019, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from humanward.config import Config
+from humanward.data.batches import epoch_order, left_pad, length_sorted_batches, right_pad
+from humanward.errors import RunError, UserError
+from humanward.maths.normalization import gain_and_bias
+from humanward.maths.reward_losses import best_of_k_loss
+from humanward.models import RewardModel
+from humanward.models.policy import disable_dropout
+from humanward.records import Comparison
+from humanward.storage import derive_seed
+from humanward.trainers.scoring import Episodes
+from humanward.trainers.updates import Updater, load_weights, my_rows, sum_over_processes, weights, with_prefix, without_prefix
+
+class RewardConfig(Config):
+    """A reward model fitted to labels."""
+
+    lr: PositiveFloat = 5e-5
+    """Learning rate at the start."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """``linear``: to 0 over the training, as the 2019 code."""
+    batch_size: PositiveInt = 32
+    """Questions per update, over all processes."""
+    micro_batch_size: PositiveInt | None = None
+    """Questions per forward; None: the whole share of a process. Changes memory, never the result."""
+    epochs: PositiveInt = 1
+    """Passes over the labels. One, against overfitting (2019)."""
+    adam_eps: PositiveFloat = 1e-5
+    """Adam's epsilon."""
+    adam_eps_hat: bool = False
+    """Epsilon outside the bias correction, as in TensorFlow's Adam."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: PositiveFloat | None = None
+    """Clip the gradient's norm; null: do not (2019)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout while fitting. Off (2019)."""
+    normalize_before: bool = True
+    """Before fitting, give the scores of reference responses the target mean and deviation."""
+    normalize_after: bool = True
+    """The same after fitting, so that ``kl_coef`` keeps its meaning."""
+    normalize_samples: PositiveInt = 256
+    """Responses of the reference that the mean and the deviation are measured on."""
+    target_mean: float = 0.0
+    """Mean score of reference responses after normalisation."""
+    target_std: PositiveFloat = 1.0
+    """Standard deviation of the scores of reference responses after normalisation."""
+    rollout_batch_size: PositiveInt = 512
+    """Responses sampled or scored together while normalising; memory only."""
+    validation_batch_size: NonNegativeInt = 64
+    """Questions scored together when accuracy is measured; memory only."""
+
+@dataclass(frozen=True)
+class Questions:
+    """A batch of comparisons as tensors."""
+
+    prompts: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    responses: Int[Tensor, "B K R"]
+    response_mask: Bool[Tensor, "B K R"]
+    best: Int[Tensor, " B"]
+
+def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device) -> Questions:
+    """Pad comparisons to one block. All must have the same number of responses."""
+    K = len(comparisons[0].responses)
+    prompts, prompt_mask = left_pad([c.prompt.tokens for c in comparisons], pad_id)
+    responses, response_mask = right_pad([r.tokens for c in comparisons for r in c.responses], pad_id)
+    best = torch.tensor([int(c.target) for c in comparisons])  # pyright: ignore[reportArgumentType]
+    shape = (len(comparisons), K, -1)
+    return Questions(
+        prompts.to(device), prompt_mask.to(device), responses.view(shape).to(device), response_mask.view(shape).to(device), best.to(device)
+    )
+
+class RewardTrainer:
+    """One epoch of best-of-K softmax over labels, normalised before and after on responses of the reference.
+
+    Args:
+        reward_model: trunk initialised from the reference, head random.
+        comparisons: best-of-K labels with token ids.
+        config: settings.
+        reference_episodes: at least ``normalize_samples`` responses that the reference gave to the task's prompts; needed to normalise.
+        seed: of the order of the labels.
+    """
+
+    def __init__(
+        self, reward_model: RewardModel, comparisons: Sequence[Comparison], config: RewardConfig, *, reference_episodes: Episodes | None = None,
+        seed: int = 0, accelerator: Accelerator | None = None,
+    ) -> None:  # fmt: skip
+        if not comparisons:
+            raise UserError("no labels to fit a reward model to; ask for labels first")
+        for comparison in comparisons:
+            if comparison.kind != "best_of_k" or len(comparison.responses) != len(comparisons[0].responses):
+                raise UserError(f"question {comparison.question_id}: the reward model needs best-of-K labels of one K")
+        if reference_episodes is None and (config.normalize_before or config.normalize_after):
+            raise UserError("reward.normalize_before/after: normalising needs responses of the reference; give them or set both to false")
+        self.accelerator = accelerator or Accelerator()
+        self.config, self.comparisons, self.seed = config, list(comparisons), seed
+        self.reference_episodes = reference_episodes
+        self.reward_model = reward_model.to(self.accelerator.device)
+        self.steps_per_epoch = -(-len(self.comparisons) // config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.updater = Updater(
+            reward_model, self.accelerator, lr=config.lr, total_updates=self.total_steps, lr_schedule=config.lr_schedule,
+            adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Bring the random head to the scale of the target before fitting."""
+        if self.config.normalize_before:
+            self.normalize()
+
+    def finish(self) -> None:
+        if self.config.normalize_after:
+            self.normalize()
+
+    def step(self, index: int) -> dict[str, float]:
+        """One update on ``batch_size`` questions."""
+        c = self.config
+        batch = self.batch(index)
+        torch.manual_seed(derive_seed(self.seed, "reward dropout", index, self.accelerator.process_index))
+        disable_dropout(self.reward_model, c.dropout)
+        self.updater.module.train()
+        # The last batch may be uneven: it is filled up with questions of weight 0 so that every process has the same share.
+        padded = batch + [batch[0]] * (-len(batch) % self.accelerator.num_processes)
+        mine = my_rows(self.accelerator, len(padded))
+        own = [(comparison, number < len(batch)) for number, comparison in enumerate(padded)][mine]
+        correct: list[Tensor] = []
+
+        def loss(module: nn.Module, rows: list[tuple[Comparison, bool]]) -> Tensor:
+            questions = collate([comparison for comparison, _ in rows], self.reward_model.pad_id, self.accelerator.device)
+            real = torch.tensor([is_real for _, is_real in rows], device=self.accelerator.device)
+            scores = module(questions.prompts, questions.prompt_mask, questions.responses, questions.response_mask)
+            correct.append(((scores.argmax(1) == questions.best) & real).sum())
+            return (best_of_k_loss(scores, questions.best) * real).sum() / len(batch)
+
+        size = c.micro_batch_size or len(own)
+        metrics = self.updater.update([own[i : i + size] for i in range(0, len(own), size)], loss, what="reward model")
+        right = sum_over_processes(self.accelerator, torch.stack(correct).sum())
+        return {"loss": metrics["loss"], "accuracy": float(right) / len(batch), "lr": metrics["lr"], "grad_norm": metrics["grad_norm"]}
+
+    def batch(self, index: int) -> list[Comparison]:
+        """The questions of a step: a pure function of the seed and the step."""
+        epoch, number = divmod(index, self.steps_per_epoch)
+        order = epoch_order(self.seed, epoch, len(self.comparisons))
+        return [self.comparisons[i] for i in order[number * self.config.batch_size : (number + 1) * self.config.batch_size]]
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Affine map that gives the scores of reference responses the target mean and deviation.
+
+        lm-human-preferences, ``train_reward.py`` and ``rewards.py``: gain = 1 and bias = 0 first, then gain = target_std / std and
+        bias = target_mean - gain * mean, with the population deviation.
+        """
+        assert self.reference_episodes is not None
+        c = self.config
+        self.reward_model.eval()
+        self.reward_model.set_normalization(1.0, 0.0)
+        scores = self.scores(self.reference_episodes)[: c.normalize_samples].double()
+        std = float(scores.std(correction=0))
+        if not std > 0:
+            raise RunError("reward model: all reference responses have the same score, so its scale cannot be normalised; look at the samples")
+        self.reward_model.set_normalization(*gain_and_bias(float(scores.mean()), std, target_mean=c.target_mean, target_std=c.target_std))
+
+    @torch.no_grad()
+    def scores(self, episodes: Episodes) -> Float[Tensor, " B"]:
+        e = episodes
+        n = self.config.rollout_batch_size
+        device = self.accelerator.device
+        parts = zip(*(x.to(device).split(n) for x in (e.prompts, e.prompt_mask, e.responses, e.response_mask)), strict=True)
+        return torch.cat([self.reward_model(p, pm, r[:, None], m[:, None])[:, 0] for p, pm, r, m in parts])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return with_prefix("reward_model", weights(self.reward_model)) | with_prefix("optimizer", self.updater.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        return {"updates": self.updater.updates}
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        load_weights(self.reward_model, without_prefix("reward_model", tensors))
+        self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
+
+@torch.no_grad()
+def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
+    """Which response of each question the reward model scores highest."""
+    reward_model.eval()
+    chosen = [0] * len(comparisons)
+    lengths = [len(c.prompt.tokens) + sum(len(r.tokens) for r in c.responses) for c in comparisons]
+    for rows in length_sorted_batches(lengths, batch_size):
+        q = collate([comparisons[i] for i in rows], reward_model.pad_id, reward_model.device)
+        best = reward_model(q.prompts, q.prompt_mask, q.responses, q.response_mask).argmax(1).tolist()
+        for row, choice in zip(rows, best, strict=True):
+            chosen[row] = choice
+    return chosen
+
+__all__ = ["Questions", "RewardConfig", "RewardTrainer", "choices", "collate", "gather_rows"]

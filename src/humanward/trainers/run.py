@@ -1,0 +1,112 @@
+"""The one loop of all trainers: step, log, checkpoint, resume, listen for stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""Called as (stage, steps done, steps in all, last metrics)."""
+
+
+class Trainer(Protocol):
+    """What the loop needs of a trainer. ``step(i)`` must be a pure function of the state and ``i``: no iterator, no global random state."""
+
+    total_steps: int
+
+    def start(self) -> None:
+        """Called once, before the first step of a training that does not resume."""
+        ...
+
+    def step(self, index: int) -> dict[str, float]: ...
+
+    def finish(self) -> None:
+        """Called after the last step of all."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None: ...
+
+
+def silent(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    """No progress shown."""
+
+
+@dataclass
+class Surroundings:
+    """Where a training runs: all optional, so that a trainer can be used alone."""
+
+    checkpoints: Checkpoints | None = None
+    log: MetricsLog | None = None
+    stop: StopFlag = field(default_factory=StopFlag)
+    progress: Progress = silent
+    checkpoint_seconds: float = 30.0
+    """Save when so much time has passed since the last save. When a checkpoint was written never changes a result."""
+    is_main: bool = True
+    """Only the main process writes."""
+
+
+def train(
+    trainer: Trainer, surroundings: Surroundings | None = None, *, stage: str = "train", round: int = 0, until: int | None = None
+) -> list[dict[str, float]]:
+    """Run ``trainer`` from its newest checkpoint, or from the start, to step ``until`` (None: its end).
+
+    Returns:
+        The metrics of the steps done by this call.
+
+    Raises:
+        Stopped: a signal came; everything done is saved.
+        RunError: a loss was not finite, the disk is full, …; earlier checkpoints are intact.
+    """
+    around = surroundings or Surroundings()
+    end = trainer.total_steps if until is None else min(until, trainer.total_steps)
+    checkpoint = around.checkpoints.latest() if around.checkpoints is not None else None
+    if checkpoint is None:
+        trainer.start()
+    else:
+        trainer.load(checkpoint.tensors, checkpoint.state)
+    first = 0 if checkpoint is None else checkpoint.step
+    if around.log is not None and around.is_main:
+        around.log.truncate(stage, round, first)
+    history: list[dict[str, float]] = []
+    saved_at, saved_step = time.monotonic(), first
+    index = first
+    try:
+        for index in range(first, end):
+            around.stop.check()
+            metrics = trainer.step(index)
+            history.append(metrics)
+            if around.log is not None and around.is_main:
+                around.log.append({"stage": stage, "round": round, "step": index, **metrics})
+            around.progress(stage, index + 1, end, metrics)
+            if index + 1 < end and time.monotonic() - saved_at > around.checkpoint_seconds:
+                _save(around, trainer, index + 1)
+                saved_at, saved_step = time.monotonic(), index + 1
+    except Stopped:
+        # careful: a step that was interrupted has changed nothing yet only if it raised before its first update; the last whole step is
+        # what the weights hold whenever a trainer checks the flag before updating, and that is the rule for trainers.
+        if index > saved_step:
+            _save(around, trainer, index)
+        raise
+    if end == trainer.total_steps and first < end or (end == trainer.total_steps == 0):
+        trainer.finish()
+    if first < end:
+        _save(around, trainer, end)
+    return history
+
+
+def _save(around: Surroundings, trainer: Trainer, step: int) -> None:
+    if around.checkpoints is None or not around.is_main:
+        return
+    if around.log is not None:
+        around.log.sync()
+    around.checkpoints.save(step, trainer.tensors(), trainer.state())

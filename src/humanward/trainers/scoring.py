@@ -1,0 +1,117 @@
+"""From sampled tokens to scores: the truncation rule, the scorer, and the fixed score of a response that never reaches its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from humanward.data import Task
+from humanward.data.batches import left_pad, right_pad
+from humanward.errors import RunError
+from humanward.maths.masks import truncate_at
+from humanward.models import RewardModel
+
+Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""Any callable of (prompts, responses) -> scores, texts in, one number per response out."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Prompts (left-padded) with one response each (right-padded)."""
+
+    prompts: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    responses: Int[Tensor, "B R"]
+    response_mask: Bool[Tensor, "B R"]
+
+
+def truncated(task: Task, responses: Int[Tensor, "B R"], response_mask: Bool[Tensor, "B R"]) -> tuple[Tensor, Tensor]:
+    """What is scored of each response: (mask up to its end, whether it has one).
+
+    Ziegler et al. 2019: cut behind the first truncate token at index >= truncate_after. A task that stops at end-of-text asks for that token
+    where there is no truncate token.
+    """
+    if task.truncate_token_id is not None:
+        mask, found = truncate_at(responses, task.truncate_token_id, task.config.truncate_after)
+        return mask & response_mask, found & (mask & response_mask).eq(mask).all(-1)
+    if task.config.stop_at_eos:
+        eos = task.tokenizer.eos_token_id
+        return response_mask, ((responses == eos) & response_mask).any(-1)
+    return response_mask, torch.ones(len(responses), dtype=torch.bool, device=responses.device)
+
+
+def score_episodes(task: Task, reward: Score | RewardModel, episodes: Episodes, *, rows_at_once: int = 64) -> Scores:
+    """r(x, y) of the truncated responses, replaced by the task's fixed score where the end is missing."""
+    mask, found = truncated(task, episodes.responses, episodes.response_mask)
+    if isinstance(reward, RewardModel):
+        scores = _model_scores(reward, episodes, mask, rows_at_once)
+    else:
+        scores = call_score(reward, texts(task, episodes.prompts, episodes.prompt_mask), texts(task, episodes.responses, mask))
+    scores = scores.to(episodes.responses.device)
+    return Scores(scores.where(found, task.config.missing_truncation_score), found, mask)
+
+
+@dataclass(frozen=True)
+class Scores:
+    scores: Float[Tensor, " B"]
+    found: Bool[Tensor, " B"]
+    """Whether the response reached its end; the score is the fixed one where not."""
+    scored_mask: Bool[Tensor, "B R"]
+    """The tokens that were scored."""
+
+
+def texts(task: Task, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> list[str]:
+    return [task.decode(row[keep].tolist()) for row, keep in zip(tokens, mask, strict=True)]
+
+
+@torch.no_grad()
+def _model_scores(reward: RewardModel, episodes: Episodes, mask: Tensor, rows_at_once: int) -> Tensor:
+    scores = [
+        reward(p, pm, r[:, None], m[:, None])[:, 0]
+        for p, pm, r, m in zip(
+            *(x.split(rows_at_once) for x in (episodes.prompts, episodes.prompt_mask, episodes.responses, mask)), strict=True
+        )
+    ]
+    return torch.cat(scores)
+
+
+def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -> Float[Tensor, " B"]:
+    """Ask a user's callable and check what comes back.
+
+    Raises:
+        RunError: it raised, or gave the wrong number of scores, None, or a number that is not finite.
+    """
+    name = getattr(score, "__name__", type(score).__name__)
+    try:
+        values = [None if v is None else float(v) for v in score(prompts, responses)]
+    except Exception as error:
+        raise RunError(f"reward {name}: raised {type(error).__name__}: {error}; it must map (prompts, responses) to one number each") from error
+    if len(values) != len(responses):
+        raise RunError(f"reward {name}: {len(values)} scores for {len(responses)} responses; it must return one number per response")
+    for value, response in zip(values, responses, strict=True):
+        if value is None or not math.isfinite(value):
+            raise RunError(f"reward {name}: the score of {response[:60]!r} is {value}; scores must be finite numbers")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+class TextReward:
+    """A reward model as a plain callable of (prompts, responses)."""
+
+    def __init__(self, model: RewardModel, task: Task) -> None:
+        self.model, self.task = model, task
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        scores: list[float] = []
+        for start in range(0, len(prompts), 64):
+            rows = slice(start, start + 64)
+            p, pm = left_pad([self.task.encode_continuation(text, special=True) for text in prompts[rows]], self.model.pad_id)
+            r, rm = right_pad([self.task.encode_continuation(text) for text in responses[rows]], self.model.pad_id)
+            device = self.model.device
+            scores += self.model(p.to(device), pm.to(device), r[:, None].to(device), rm[:, None].to(device))[:, 0].tolist()
+        return scores

@@ -1,0 +1,147 @@
+"""One optimiser step on a global batch: micro-batches, processes, schedule, clipping, and the refusal of numbers that are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from humanward.errors import RunError, UserError
+from humanward.maths.schedules import cosine, linear_to_zero
+
+Schedule = Literal["linear", "cosine", "constant"]
+T = TypeVar("T")
+
+
+class Updater:
+    """AdamW on one module under Accelerate, with a state that is plain tensors.
+
+    The gradient is that of the loss over the global batch: the caller's loss of a micro-batch is its share of it, already divided by the
+    global count, and processes are summed, not averaged. So 8 x 1 = 1 x 8 = 2 processes x 4.
+
+    Args:
+        module: what is trained; parameters without gradient are left alone.
+        total_updates: the schedule ends at this many updates.
+        adam_eps_hat: put epsilon outside the bias correction, as TensorFlow's Adam does ("epsilon hat" of Kingma and Ba 2015, section 2);
+            PyTorch has it inside, which makes the first updates much larger (Huang et al. 2024, "N implementation details").
+        max_grad_norm: clip the gradient's norm; None: no clipping (2019).
+    """
+
+    def __init__(
+        self, module: nn.Module, accelerator: Accelerator, *, lr: float, total_updates: int, lr_schedule: Schedule, adam_eps: float,
+        adam_eps_hat: bool = False, adam_betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0, warmup_updates: int = 0,
+        max_grad_norm: float | None = None,
+    ) -> None:  # fmt: skip
+        self.accelerator = accelerator
+        self.lr, self.total_updates, self.lr_schedule, self.warmup_updates = lr, total_updates, lr_schedule, warmup_updates
+        self.adam_eps, self.adam_eps_hat, self.max_grad_norm = adam_eps, adam_eps_hat, max_grad_norm
+        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(self.named.values(), lr=lr, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, fused=True)
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.updates = 0
+
+    def current_lr(self) -> float:
+        """The learning rate of the next update: lr * (1 - updates / total) when linear, as lm-human-preferences anneals."""
+        if self.lr_schedule == "linear":
+            return self.lr * linear_to_zero(self.updates, self.total_updates)
+        if self.lr_schedule == "cosine":
+            return self.lr * cosine(self.updates, self.total_updates, self.warmup_updates)
+        return self.lr
+
+    def update(self, micro_batches: Sequence[T], loss: Callable[[nn.Module, T], Tensor], *, what: str) -> dict[str, float]:
+        """One step. ``loss`` gives a micro-batch's share of the global batch's loss.
+
+        Returns:
+            The loss over the global batch, the gradient's norm before clipping and the learning rate.
+
+        Raises:
+            RunError: the loss or its gradient is not finite; the weights are as they were.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, micro in enumerate(micro_batches):
+            last = number == len(micro_batches) - 1
+            with self.accelerator.accumulate(self.module) if last else self.accelerator.no_sync(self.module):
+                share = loss(self.module, micro)
+                # careful: data-parallel training averages over processes, the global loss is their sum.
+                self.accelerator.backward(share * self.accelerator.num_processes)
+            total += share.detach()
+        total = sum_over_processes(self.accelerator, total)
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), math.inf if self.max_grad_norm is None else self.max_grad_norm)
+        if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
+            raise RunError(
+                f"{what}: update {self.updates}: the {'loss' if not torch.isfinite(total) else 'gradient'} is not a finite number "
+                "and was not applied; lower the learning rate or look at the scores, then run the command again from the last checkpoint"
+            )
+        lr = self.current_lr()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; an epsilon divided by the same stays outside the correction.
+            group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.updates + 1)) if self.adam_eps_hat else self.adam_eps
+        self.optimizer.step()
+        self.updates += 1
+        return {"loss": float(total), "grad_norm": float(norm), "lr": lr}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Adam's two moments of every parameter, by the parameter's name. The update count is ``updates``."""
+        state = self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
+        return {
+            f"{moment}.{name}": state[p][moment] for name, p in self.named.items() for moment in ("exp_avg", "exp_avg_sq") if p in state
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        state = self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
+        for name, p in self.named.items():
+            moments: dict[str, Any] = {m: tensors[f"{m}.{name}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq") if updates}
+            if moments:
+                state[p] = {"step": torch.tensor(float(updates), device=p.device), **moments}
+        self.updates = updates
+
+
+def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
+    return x if accelerator.num_processes == 1 else accelerator.reduce(x, reduction="sum")  # pyright: ignore[reportReturnType]
+
+
+def gather_rows(accelerator: Accelerator, x: Tensor) -> Tensor:
+    """Rows of all processes, those of process 0 first: the global batch in its own order when each holds ``my_rows``."""
+    return x if accelerator.num_processes == 1 else accelerator.gather(x.contiguous())  # pyright: ignore[reportReturnType]
+
+
+def my_rows(accelerator: Accelerator, count: int) -> slice:
+    """The rows of a global batch that this process works on: contiguous, so that gathered rows come back in order."""
+    if count % accelerator.num_processes:
+        raise UserError(f"a batch of {count} cannot be divided among {accelerator.num_processes} processes; choose a multiple of it")
+    share = count // accelerator.num_processes
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once (tied ones under one name) and every buffer that belongs to the state."""
+    kept = module.state_dict().keys()
+    named = [*module.named_parameters(), *((n, b) for n, b in module.named_buffers() if n in kept)]
+    return {name: tensor.detach() for name, tensor in named}
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``weights`` gave.
+
+    Raises:
+        RunError: the checkpoint belongs to a model of another shape.
+    """
+    for name, tensor in weights(module).items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise RunError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}: it belongs to another model; start a new run folder")
+        tensor.copy_(tensors[name])
