@@ -43,9 +43,7 @@ def kl_estimate(
     raise ValueError(f"estimator is {estimator!r}; use 'k1', 'k2' or 'k3'")
 
 
-def adapted_kl_coef(
-    kl_coef: float, kl: float, *, kl_target: float, batch_size: int, horizon: int = 10_000, clip: float = 0.2
-) -> float:
+def adapted_kl_coef(kl_coef: float, kl: float, *, kl_target: float, batch_size: int, horizon: int = 10_000, clip: float = 0.2) -> float:
     """The next KL coefficient of the proportional controller.
 
         kl_coef <- kl_coef * (1 + clip(kl / kl_target - 1, -clip, clip) * batch_size / horizon)

@@ -13,9 +13,7 @@ from torch.autograd.function import once_differentiable
 _SUPPRESSED = -1e30
 
 
-def gather_logprobs(
-    logits: Float[Tensor, "*batch V"], tokens: Int[Tensor, "*batch"], *, temperature: float
-) -> Float[Tensor, "*batch"]:
+def gather_logprobs(logits: Float[Tensor, "*batch V"], tokens: Int[Tensor, "*batch"], *, temperature: float) -> Float[Tensor, "*batch"]:
     """Log-probability of each token under softmax(logits / temperature).
 
         logprob = logits[token] / T - log( sum over v of exp(logits[v] / T) )

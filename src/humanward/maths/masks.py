@@ -44,9 +44,7 @@ def last_index(mask: Bool[Tensor, "B R"]) -> Int[Tensor, " B"]:
     return (torch.arange(mask.shape[-1], device=mask.device) * mask).amax(dim=-1)
 
 
-def add_at_last_token(
-    x: Float[Tensor, "B R"], scores: Float[Tensor, " B"], response_mask: Bool[Tensor, "B R"]
-) -> Float[Tensor, "B R"]:
+def add_at_last_token(x: Float[Tensor, "B R"], scores: Float[Tensor, " B"], response_mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     """``x`` with the score of each response added on its last real token: R(x, y) of Ziegler et al. 2019 (arXiv:1909.08593), eq. 2.
 
     Args:

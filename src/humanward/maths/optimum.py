@@ -10,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def optimal_value(
-    log_reference: Float[Tensor, "*batch N"], rewards: Float[Tensor, "*batch N"], beta: float
-) -> Float[Tensor, "*batch"]:
+def optimal_value(log_reference: Float[Tensor, "*batch N"], rewards: Float[Tensor, "*batch N"], beta: float) -> Float[Tensor, "*batch"]:
     """The largest value that E[r] - beta * KL(policy || reference) can have.
 
         value = beta * log( sum over y of reference(y) * exp(r(y) / beta) )
@@ -34,9 +32,7 @@ def optimal_value(
     return beta * torch.logsumexp(log_reference + rewards / beta, dim=-1)
 
 
-def optimal_policy(
-    log_reference: Float[Tensor, "*batch N"], rewards: Float[Tensor, "*batch N"], beta: float
-) -> Float[Tensor, "*batch N"]:
+def optimal_policy(log_reference: Float[Tensor, "*batch N"], rewards: Float[Tensor, "*batch N"], beta: float) -> Float[Tensor, "*batch N"]:
     """Log-probabilities of the policy that attains ``optimal_value``.
 
         log policy(y) = log reference(y) + r(y) / beta - log Z
@@ -70,7 +66,7 @@ def reweighted_frontier(scores: Float[Tensor, "P S"], betas: Sequence[float]) ->
     Raises:
         ValueError: a beta is not positive.
     """
-    scores = torch.as_tensor(scores, dtype=torch.float64)
+    scores = scores.double()
     frontier = []
     for beta in betas:
         _check_beta(beta)
@@ -101,7 +97,7 @@ def best_of_n_frontier(scores: Float[Tensor, "P S"], ns: Sequence[int]) -> list[
     Raises:
         ValueError: an n is outside 1 to S.
     """
-    ordered = torch.as_tensor(scores, dtype=torch.float64).sort(dim=-1).values
+    ordered = scores.double().sort(dim=-1).values
     samples = ordered.shape[-1]
     frontier = []
     for n in ns:

@@ -52,9 +52,7 @@ def clip_fraction(
     return masked_mean((clipped > unclipped).to(logprobs.dtype), response_mask)
 
 
-def approx_kl(
-    logprobs: Float[Tensor, "B R"], old_logprobs: Float[Tensor, "B R"], response_mask: Bool[Tensor, "B R"]
-) -> Float[Tensor, ""]:
+def approx_kl(logprobs: Float[Tensor, "B R"], old_logprobs: Float[Tensor, "B R"], response_mask: Bool[Tensor, "B R"]) -> Float[Tensor, ""]:
     """Half the mean squared change of the real tokens' log-probabilities, nats per token: ``policy/approxkl`` of lm-human-preferences."""
     return 0.5 * masked_mean((logprobs - old_logprobs).square(), response_mask)
 

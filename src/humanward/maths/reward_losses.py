@@ -24,9 +24,7 @@ def best_of_k_loss(scores: Float[Tensor, "B K"], best: Int[Tensor, " B"]) -> Flo
     return torch.logsumexp(scores, dim=-1) - scores.gather(-1, best[:, None]).squeeze(-1)
 
 
-def pair_loss(
-    chosen_scores: Float[Tensor, " B"], rejected_scores: Float[Tensor, " B"], *, margin: float = 0.0
-) -> Float[Tensor, " B"]:
+def pair_loss(chosen_scores: Float[Tensor, " B"], rejected_scores: Float[Tensor, " B"], *, margin: float = 0.0) -> Float[Tensor, " B"]:
     """The labeler preferred one of two responses (Bradley and Terry 1952).
 
         loss = -log sigmoid(chosen_scores - rejected_scores - margin)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
 
@@ -23,7 +23,7 @@ class WinRate(NamedTuple):
     high: float
 
 
-def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float | int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion.
 
         (p + z^2 / 2n -+ z * sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),  p = successes / n
@@ -81,7 +81,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def bootstrap_interval(
-    values: ArrayLike,
+    values: Sequence[Any] | NDArray[Any],
     statistic: Callable[[NDArray[Any]], float],
     seed: int,
     clusters: Sequence[Any] | NDArray[Any] | None = None,
@@ -143,7 +143,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
-def win_rate(a_scores: ArrayLike, b_scores: ArrayLike, *, confidence: float = 0.95) -> WinRate:
+def win_rate(a_scores: Sequence[Any] | NDArray[Any], b_scores: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95) -> WinRate:
     """How often a scores higher than b on the same prompt; a tie counts one half.
 
         rate = (wins + ties / 2) / n, with Wilson's interval
@@ -170,7 +170,7 @@ def win_rate(a_scores: ArrayLike, b_scores: ArrayLike, *, confidence: float = 0.
     return WinRate(wins, losses, ties, successes / len(a), *wilson_interval(successes, len(a), confidence))
 
 
-def _check_counts(successes: float, trials: int, confidence: float) -> None:
+def _check_counts(successes: float | int, trials: int, confidence: float) -> None:
     if not 0 <= successes <= trials:
         raise ValueError(f"successes must be between 0 and trials ({trials}), not {successes}")
     if not 0 < confidence < 1:
