@@ -112,9 +112,9 @@ def _key(loc: tuple[str | int, ...], kind: str, values: Any) -> Key:
     key: list[str | int] = []
     here: Any = values
     for position, part in enumerate(loc):
-        inside = range(len(here)) if isinstance(here, list) else here if isinstance(here, dict) else ()
+        inside: Any = dict(enumerate(here)) if isinstance(here, list) else here if isinstance(here, dict) else {}
         if part in inside:
-            here = here[part]
+            here = inside[part]
         elif not (kind == "missing" and position == len(loc) - 1):
             continue
         key.append(part)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import encode_json, fsync_path, read_json
+from .files import encode_json, read_json
 from .folders import atomic_folder, discard_leftovers, remove_folder, verify_folder
 from .tensors import StoredTensors, tensor_bytes, write_tensors
 
@@ -57,6 +57,8 @@ class Checkpoints:
         Raises:
             RunError: the disk is full or refused a write, or ``state`` is not JSON; the earlier checkpoints are intact.
         """
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
         path = self.folder / f"step-{step}"
         text = encode_json(state, str(path / _STATE))
         discard_leftovers(self.folder)
@@ -68,7 +70,6 @@ class Checkpoints:
         for other in steps:
             if other not in kept:
                 remove_folder(self.folder / f"step-{other}")
-        fsync_path(self.folder)
         return path
 
     def steps(self) -> list[int]:

@@ -33,21 +33,25 @@ def check_space(path: Path | str, needed: int) -> None:
 
 
 def _full(path: Path, needed: int, free: int) -> RunError:
-    return RunError(f"{path}: the disk is full: {needed} bytes needed, {free} bytes free; free some space and start again")
+    need = str(needed) if needed > free else f"more than {free}"
+    return RunError(f"{path}: the disk is full: {need} bytes needed, {free} bytes free; free some space and start again")
 
 
 @contextmanager
-def disk_faults(path: Path, needed: int) -> Iterator[None]:
-    """Tell a failed write or fsync of ``path`` as a RunError; the caller has removed what was half written."""
+def disk_faults(path: Path, needed: int = 0) -> Iterator[None]:
+    """Tell a failed write or fsync of ``path`` as a RunError; the block has removed what was half written.
+
+    Args:
+        path: what was being written.
+        needed: bytes that the whole of it needs; 0 where nobody knows.
+    """
     try:
         yield
     except Exception as error:
         if is_full(error):
             raise _full(path, needed, free_bytes(path)) from error
         if isinstance(error, OSError):
-            raise RunError(
-                f"{path}: the disk refused the write ({error.strerror or error}); the old state stands; check the disk"
-            ) from error
+            raise RunError(f"{path}: could not be written: {error.strerror or error}; check the disk and start again") from error
         raise
 
 
@@ -69,10 +73,20 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and the ones above it, so that power loss does not take them again."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync_path(path.parent)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file by new content in one step; after a crash it is the old or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with disk_faults(path, len(content)):
+        make_folder(path.parent)
         check_space(path, len(content))
         try:
             with open(temporary, "wb") as file:
@@ -97,7 +111,10 @@ def encode_json(value: Any, where: str, indent: int | None = None) -> bytes:
     fault = _json_fault(value, "")
     if fault is not None:
         raise RunError(f"{where}: {fault}")
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode("utf-8", "surrogatepass")
+    try:
+        return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: only its escape is valid UTF-8
+        return (json.dumps(value, allow_nan=False, indent=indent) + "\n").encode()
 
 
 def _json_fault(value: Any, name: str) -> str | None:
@@ -135,7 +152,7 @@ def read_json(path: Path | str) -> Any:
 
 def decode_json(content: bytes) -> Any:
     """The value of JSON bytes. Raises ValueError for anything that ``encode_json`` does not write."""
-    return json.loads(content.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+    return json.loads(content.decode(), parse_constant=_refuse)
 
 
 def _refuse(word: str) -> float:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .files import check_space, decode_json, disk_faults, encode_json, fsync_path
+from .files import check_space, decode_json, disk_faults, encode_json, fsync_path, make_folder
 
 MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -36,53 +37,43 @@ def atomic_folder(path: Path | str, *, bytes_needed: int = 0) -> Iterator[Path]:
         RunError: the disk is full or refused a write; ``path`` is what it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    discard_leftovers(path.parent, path.name)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    check_space(path, bytes_needed)
-    owner = None
-    try:
-        with _told(path, temporary, bytes_needed):
-            temporary.mkdir()
-            owner = os.open(temporary, os.O_RDONLY)
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield temporary
-            _seal(temporary)
-            _put_in_place(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if owner is not None:
-            os.close(owner)
     with disk_faults(path, bytes_needed):
+        make_folder(path.parent)
+        discard_leftovers(path.parent, path.name)
+        check_space(path, bytes_needed)
+        try:
+            temporary.mkdir()
+            with _owned(temporary):
+                yield temporary
+                _seal(temporary)
+                _put_in_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         fsync_path(path.parent)
 
 
 @contextmanager
-def _told(path: Path, temporary: Path, bytes_needed: int) -> Iterator[None]:
-    """Measure what had been written when the disk became full, then remove it, then tell how much is free."""
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder, which says to ``discard_leftovers`` that its writer lives."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BaseException as error:
-        written = sum(file.stat().st_size for file in _files(temporary)) if temporary.exists() else 0
-        shutil.rmtree(temporary, ignore_errors=True)
-        with disk_faults(path, max(bytes_needed, written)):
-            raise error
+    finally:
+        os.close(descriptor)
 
 
 def discard_leftovers(parent: Path, name: str | None = None) -> None:
-    """Remove temporary folders of writers that died. A living writer holds a lock on its own, whatever machine of the disk asks."""
-    for folder in parent.glob(f"{name or '*'}.tmp-*"):
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Remove temporary folders, of ``name`` or of all, whose writers died."""
+    pattern = re.compile((re.escape(name) if name else ".*") + r"\.tmp-\d+")
+    for folder in [entry for entry in _entries(parent) if pattern.fullmatch(entry.name)]:
+        with suppress(OSError), _owned(folder):
             shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue
-        finally:
-            os.close(descriptor)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def remove_folder(path: Path) -> None:

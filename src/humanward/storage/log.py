@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from .files import decode_json, disk_faults, encode_json, write_bytes
+from .files import decode_json, disk_faults, encode_json, fsync_path, make_folder, write_bytes
 
 
 class MetricsLog:
@@ -44,6 +44,7 @@ class MetricsLog:
         if self._descriptor is not None or self.path.exists():
             with disk_faults(self.path, 0):
                 os.fsync(self._open())
+                fsync_path(self.path.parent)
 
     def read(self) -> list[dict[str, Any]]:
         """All rows. A torn last line is left out; any other damage is a RunError with its line."""
@@ -72,10 +73,11 @@ class MetricsLog:
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             content = self.path.read_bytes()
-            os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+            if content and not content.endswith(b"\n"):
+                os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
         return self._descriptor
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UserError
 from .checkpoints import Checkpoints
-from .files import read_json, write_json
+from .files import make_folder, read_json, write_json
 from .log import MetricsLog
 
 _PACKAGES = ("humanward", "torch", "transformers", "accelerate", "safetensors", "numpy", "pydantic", "sqlalchemy")
@@ -39,7 +39,7 @@ class RunFolder:
     def create(self) -> RunFolder:
         """Make the folder. Raises UserError where that is not possible."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be made a run folder: {error.strerror or error}") from None
         return self
@@ -74,6 +74,8 @@ class RunFolder:
                 owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "unknown"
                 raise UserError(f"{self.path}: another process works in this folder ({owner}); stop it or choose another folder") from None
             os.ftruncate(descriptor, 0)
+            for leftover in self.path.glob(".*.tmp-*"):
+                leftover.unlink(missing_ok=True)
             os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
             yield
         finally:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -41,7 +42,7 @@ class StopFlag:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
     @property
@@ -70,4 +71,5 @@ class StopFlag:
         if self._signal is not None:
             os._exit(128 + number)
         self._signal = number
-        os.write(2, b"stopping at the next safe point; once more to leave at once\n")
+        with suppress(OSError):  # stderr may be gone with the terminal
+            os.write(2, b"stopping at the next safe point; once more to leave at once\n")

@@ -62,19 +62,21 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
     """The tensors of a file; each is read when it is asked for, as a tensor of its own on the CPU."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
         self._path = path
-        with safe_open(path, framework="np") as file:
-            stored = list(file.keys())
-            self._sources = {name: name for name in stored} | json.loads((file.metadata() or {}).get("tied", "{}"))
+        self._file: Any = None
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        tied = json.loads(header.pop("__metadata__", {}).get("tied", "{}"))
+        self._sources = {name: name for name in header} | tied
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        from safetensors import safe_open
-
         source = self._sources[name]
-        with safe_open(self._path, framework="pt") as file:
-            return file.get_tensor(source)
+        if self._file is None:
+            from safetensors import safe_open
+
+            # stays open: the checkpoint may be rotated away while it is being read
+            self._file = safe_open(self._path, framework="pt")
+        return self._file.get_tensor(source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._sources))
