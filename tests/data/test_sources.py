@@ -187,5 +187,5 @@ def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch
 
 def test_a_data_set_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("offline\nstack")))
-    with pytest.raises(UserError, match="^owner/name: no such file or folder here, and not readable from the Hugging Face Hub: offline$"):
+    with pytest.raises(UserError, match=r"^owner/name: no such file or folder here, and not readable from the Hugging Face Hub: offline$"):
         read_texts("owner/name?split=train")

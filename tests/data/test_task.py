@@ -150,7 +150,7 @@ def test_pad_must_not_be_eos(gpt2: PreTrainedTokenizerBase) -> None:
 
 def test_stopping_at_eos_needs_an_eos(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     without = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer)
-    with pytest.raises(UserError, match="task.stop_at_eos"):
+    with pytest.raises(UserError, match=r"task.stop_at_eos"):
         Task(plain(stop_at_eos=True), without)
 
 
@@ -211,11 +211,11 @@ def test_messages_are_rendered_with_the_chat_template(byte_tokenizer: PreTrained
 
 
 def test_messages_need_a_template_and_something_to_answer(byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(UserError, match="^c.jsonl:2: messages need a chat template"):
+    with pytest.raises(UserError, match=r"^c.jsonl:2: messages need a chat template"):
         Task(plain(), byte_tokenizer).prompts([messages(("user", "Hello"))])
     chat = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer, chat_template=TEMPLATE)
-    with pytest.raises(UserError, match="^c.jsonl:2: the last message is the assistant's"):
+    with pytest.raises(UserError, match=r"^c.jsonl:2: the last message is the assistant's"):
         Task(plain(), chat).prompts([messages(("user", "Hello"), ("assistant", "Hi"))])
     chat.chat_template = "{{ raise_exception('users only') }}"
-    with pytest.raises(UserError, match="^c.jsonl:2: the chat template does not accept these messages: users only"):
+    with pytest.raises(UserError, match=r"^c.jsonl:2: the chat template does not accept these messages: users only"):
         Task(plain(), chat).prompts([messages(("user", "Hello"))])
