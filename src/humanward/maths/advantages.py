@@ -21,7 +21,7 @@ def gae(
         advantage[t] = delta[t] + gamma * gae_lambda * advantage[t + 1]
         return[t]    = advantage[t] + values[t]
 
-    Schulman et al. 2016 (arXiv:1506.02438), eqs. 11 and 16, on episodes that end: value and advantage after the last real token are 0.
+    Schulman et al. 2016 (arXiv:1506.02438), eq. 16, on episodes that end: value and advantage after the last real token are 0.
 
     Args:
         rewards: per token, score units; the score is on the last real token.

@@ -8,7 +8,7 @@ def gain_and_bias(mean: float, std: float, *, target_mean: float = 0.0, target_s
 
         gain = target_std / std        bias = target_mean - gain * mean
 
-    Ziegler et al. 2019 (arXiv:1909.08593), section 2.1; lm-human-preferences, ``rewards.py``.
+    Ziegler et al. 2019 (arXiv:1909.08593), section 2.2; lm-human-preferences, ``rewards.py``.
 
     Args:
         mean: of the raw scores (gain 1, bias 0) of responses that the reference wrote.
