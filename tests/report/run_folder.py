@@ -44,8 +44,10 @@ def config() -> dict[str, Any]:
         "model": "humanward/tiny",
         "prompts": "data/novels.txt",
         "labeler": "score:positive",
-        "task": {"prompt_length": 64, "prompt_start": ".", "prompt_end": ".", "response_length": 24, "temperature": 0.7, "top_k": 0, "top_p": 1.0,
-                 "stop_at_eos": False, "truncate_token": ".", "truncate_after": 16, "missing_truncation_score": -1.0, "train_on_truncated": False},
+        "task": {"prompt_length": 64, "prompt_start": ".", "prompt_end": ".",
+                 "response_length": 24, "temperature": 0.7, "top_k": 0, "top_p": 1.0,
+                 "stop_at_eos": False, "truncate_token": ".", "truncate_after": 16,
+                 "missing_truncation_score": -1.0, "train_on_truncated": False},
         "sft": None,
         "labels": {"initial": 500, "total": 5000, "rounds": 3, "responses_per_question": 4, "overlap_share": 0.05},
         "reward": {"lr": 5e-5, "batch_size": 32, "epochs": 1, "normalize_samples": 256},
@@ -72,7 +74,8 @@ def metrics(rounds: int = 3, steps: int = 65) -> list[dict[str, Any]]:
                 "stage": "ppo", "round": r, "step": i, "episodes": episodes, "score": 2.6 * (1 - math.exp(-3.2 * t)) + draw.gauss(0, 0.08),
                 "true_score": -1.9 + 1.65 * (1 - math.exp(-3.6 * t)) + draw.gauss(0, 0.05), "kl": max(kl, 0.0),
                 "kl_coef": 0.15 * math.exp(-0.5 * t + 0.3 * t * t), "entropy": 3.1 - 0.7 * t + draw.gauss(0, 0.03),
-                "response_length": 21.4 - 1.2 * t + draw.gauss(0, 0.15), "missing_truncation": max(0.0, 0.34 * math.exp(-3 * t) + draw.gauss(0, 0.01)),
+                "response_length": 21.4 - 1.2 * t + draw.gauss(0, 0.15),
+                "missing_truncation": max(0.0, 0.34 * math.exp(-3 * t) + draw.gauss(0, 0.01)),
                 "policy_loss": -0.012 + draw.gauss(0, 0.002), "value_loss": 0.4 * math.exp(-2 * t) + 0.05 + draw.gauss(0, 0.01),
                 "approx_kl": 0.004 + draw.gauss(0, 0.0005), "clip_fraction": 0.06 + draw.gauss(0, 0.008),
                 "ratio_max": 1.8 + abs(draw.gauss(0, 0.3)), "explained_variance": 0.7 * (1 - math.exp(-5 * t)) + draw.gauss(0, 0.02),
@@ -94,7 +97,7 @@ def frontier(rows: list[dict[str, Any]]) -> dict[str, Any]:
     orders = {2: 0.56, 4: 1.03, 8: 1.42, 16: 1.77, 32: 2.07, 64: 2.34}
     path = [[row["kl"], min(row["true_score"], best(row["kl"]) - 0.03)] for row in rows if row["stage"] == "ppo"]
     return {
-        "optimum": [[k / 5, best(k / 5)] for k in range(0, 41)],
+        "optimum": [[k / 5, best(k / 5)] for k in range(41)],
         "best_of_n": [[n, math.log(n) - (n - 1) / n, -1.9 + 1.75 * math.tanh(z * 0.40)] for n, z in orders.items()],
         "path": path,
         "policy": [6.1, -0.27],
@@ -107,9 +110,9 @@ def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "labeler": "score:positive", "seed": 1, "prompts": 512,
         "win_rates": [
-            {"policy": "ppo", "against": "reference", "wins": 441, "losses": 69, "ties": 2, "rate": 0.86328125, "low": 0.8308, "high": 0.8904},
-            {"policy": "ppo", "against": "sft", "wins": 379, "losses": 131, "ties": 2, "rate": 0.7421875, "low": 0.7027, "high": 0.7782},
-            {"policy": "sft", "against": "reference", "wins": 322, "losses": 188, "ties": 2, "rate": 0.630859375, "low": 0.5882, "high": 0.6715},
+            {"policy": "ppo", "against": "reference", "wins": 441, "losses": 69, "ties": 2, "rate": 0.86328, "low": 0.8308, "high": 0.8904},
+            {"policy": "ppo", "against": "sft", "wins": 379, "losses": 131, "ties": 2, "rate": 0.74219, "low": 0.7027, "high": 0.7782},
+            {"policy": "sft", "against": "reference", "wins": 322, "losses": 188, "ties": 2, "rate": 0.63086, "low": 0.5882, "high": 0.6715},
         ],
         "scores": {"reference": {"mean": -1.903, "low": -1.985, "high": -1.82}, "ppo": {"mean": -0.271, "low": -0.316, "high": -0.229},
                    "sft": {"mean": -1.387, "low": -1.462, "high": -1.311}},

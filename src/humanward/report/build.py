@@ -14,6 +14,7 @@ from markupsafe import Markup
 from humanward.errors import RunError
 from humanward.report import sections
 from humanward.report.reading import Run, number, read_run, rows, section
+from humanward.report.svg import house_settings
 from humanward.report.text import decimal, interval, percent, visible
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ def build_report(run_folder: Path) -> Path:
         RunError: the file cannot be written.
     """
     run = read_run(run_folder)
+    with house_settings():
+        context = _context(run)
     style = Markup(_asset("style.css"))
     # The policy allows this one style sheet by its hash and nothing else: were markup injected, a browser would still load and run nothing.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(_asset("report.html.jinja")).render(style=style, policy=policy, **_context(run))
+    html = environment.from_string(_asset("report.html.jinja")).render(style=style, policy=policy, **context)
     return _write(run_folder / "report.html", html)
 
 
@@ -130,7 +133,7 @@ def _tiles(run: Run, head: sections.WinRate | None) -> list[dict[str, str]]:
     tiles = []
     if head:
         tiles.append({
-            "label": f"win rate: {head.title}",
+            "label": f"win rate against the {sections.policy_name(head.against)}",
             "value": percent(head.rate),
             "note": f"95 % interval {interval(head.low, head.high, 'percent') or 'not recorded'}",
         })  # fmt: skip
@@ -143,7 +146,12 @@ def _tiles(run: Run, head: sections.WinRate | None) -> list[dict[str, str]]:
             "note": f"per response; 95 % interval {ends or 'not recorded'}",
         })  # fmt: skip
     quality = section(run.results, "text_quality")
-    for key, label, show in (("bits_per_byte", "bits per byte", decimal), ("repeated_4grams", "repeated 4-grams", percent)):
+    measures = (
+        ("bits_per_byte", "bits per byte", decimal),
+        ("distinct_2", "distinct 2-grams", percent),
+        ("repeated_4grams", "repeated 4-grams", percent),
+    )
+    for key, label, show in measures:
         value, before = number(section(quality, tuned).get(key)), number(section(quality, "reference").get(key))
         if value is not None:
             tiles.append({"label": label, "value": show(value), "note": f"reference: {show(before)}"})

@@ -1,4 +1,7 @@
-"""The drawings of the report. Each takes plain numbers and returns a figure; words and tables around it are made in ``sections``."""
+"""The drawings of the report. Each takes plain numbers and returns a figure; words and tables around it are made in ``sections``.
+
+They are drawn under ``svg.house_settings``, which is entered once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from humanward.report.svg import PALETTE, SETTINGS
+from humanward.report.svg import PALETTE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,18 +49,17 @@ class Frontier:
 
 @contextmanager
 def _axes(width: str, height: float, *, legend_height: float = 0) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of ``WIDTHS[width]`` by ``height`` CSS pixels under the house's settings, laid out on exit with room for a legend on top."""
-    with mpl.rc_context(mpl.rcParamsDefault), mpl.rc_context(SETTINGS):  # pyright: ignore[reportArgumentType]
-        figure = Figure(figsize=(WIDTHS[width] / 72, height / 72))
-        axes = figure.add_subplot()
-        yield figure, axes
-        figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - legend_height / height))
+    """A figure of ``WIDTHS[width]`` by ``height`` CSS pixels, laid out on exit with room for a legend on top."""
+    figure = Figure(figsize=(WIDTHS[width] / 72, height / 72))
+    axes = figure.add_subplot()
+    yield figure, axes
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - legend_height / height))
 
 
 def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str, width: str) -> Figure:
     """Shares between 0 and 1 as dots with intervals, one row each, beside a dashed line to compare them with."""
-    row = 46
-    with _axes(width, 42 + row * len(items)) as (figure, axes):
+    row = 50
+    with _axes(width, 44 + row * len(items)) as (figure, axes):
         axes.set_xlim(0, 1)
         axes.set_ylim(-len(items) + 0.35, 0.75)
         axes.set_yticks([])
@@ -68,13 +69,15 @@ def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str,
         if line is not None:
             axes.axvline(line, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate(line_label, (line, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                          color=MUTED, fontsize=10, va="top")  # fmt: skip
+                          color=MUTED, fontsize=11, va="top")  # fmt: skip
         for i, item in enumerate(items):
             if item.low is not None and item.high is not None:
                 axes.plot([item.low, item.high], [-i, -i], color=BLUE, linewidth=6, alpha=0.3, solid_capstyle="butt")
             axes.plot([item.value], [-i], marker="o", markersize=8, color=BLUE, markeredgecolor=PAGE)
-            axes.text(0.004, -i + 0.3, item.label, ha="left", va="center")
-            axes.text(0.996, -i + 0.3, f"{100 * item.value:.1f} %", ha="right", va="center", fontweight="bold")
+            label = item.label if width == "wide" or len(item.label) <= 26 else f"{item.label[:25]}…"
+            backing = {"facecolor": PAGE, "edgecolor": "none", "pad": 1}
+            axes.text(0.004, -i + 0.32, label, ha="left", va="center", bbox=backing)
+            axes.text(0.996, -i + 0.32, f"{100 * item.value:.1f} %", ha="right", va="center", fontweight="bold", bbox=backing)
     return figure
 
 
@@ -89,7 +92,7 @@ def accuracy_by_round(items: Sequence[tuple[float, Estimate]], *, chance: float 
         if chance is not None:
             axes.axhline(chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate("chance", (1, chance), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          color=MUTED, fontsize=10, ha="right")  # fmt: skip
+                          color=MUTED, fontsize=11, ha="right")  # fmt: skip
         axes.set_ylim(0, 1)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -100,7 +103,7 @@ def accuracy_by_round(items: Sequence[tuple[float, Estimate]], *, chance: float 
 def frontier(data: Frontier, *, width: str) -> Figure:
     """Score against KL: the best that any policy could do, best-of-n, and the way that this policy went."""
     wide = width == "wide"
-    with _axes(width, 400 if wide else 340, legend_height=44 if wide else 58) as (figure, axes):
+    with _axes(width, 400 if wide else 340, legend_height=46 if wide else 62) as (figure, axes):
         if data.optimum:
             axes.plot(*zip(*sorted(data.optimum), strict=True), color=MUTED, linestyle=(0, (5, 3)), label="optimum")
         if data.best_of_n:
@@ -108,9 +111,15 @@ def frontier(data: Frontier, *, width: str) -> Figure:
             axes.plot([p[1] for p in ordered], [p[2] for p in ordered], color=ORANGE, marker="s", markersize=5, linewidth=1.2,
                       markeredgecolor=PAGE, label="best of n")  # fmt: skip
             for n, kl, score in ordered if wide else ordered[-1:]:
-                axes.annotate(f"n = {n:.0f}", (kl, score), (7, -12), textcoords="offset points", color=ORANGE, fontsize=9.5)
+                axes.annotate(f"n = {n:.0f}", (kl, score), (7, -12), textcoords="offset points", color=ORANGE, fontsize=10.5)
         if data.path:
-            axes.plot(*zip(*_thinned(data.path), strict=True), color=BLUE, linewidth=1.6, alpha=0.75, label="this policy over training")
+            axes.plot(
+                *zip(*_averaged([(p[0], p[1]) for p in data.path], 60), strict=True),
+                color=BLUE,
+                linewidth=1.6,
+                alpha=0.75,
+                label="this policy over training",
+            )
         if data.policy:
             axes.plot(*data.policy, marker="D", markersize=10, color=BLUE, markeredgecolor=PAGE, linestyle="none", label="tuned policy")
         if data.reference:
@@ -119,7 +128,7 @@ def frontier(data: Frontier, *, width: str) -> Figure:
         axes.set_ylabel("mean score by the labeler")
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         handles, _ = axes.get_legend_handles_labels()
-        figure.legend(handles=handles, loc="upper left", ncols=3 if wide else 2, fontsize=10.5, borderaxespad=0.1,
+        figure.legend(handles=handles, loc="upper left", ncols=3 if wide else 2, fontsize=11.5, borderaxespad=0.1,
                       handlelength=1.6, columnspacing=1.2, labelcolor=INK)  # fmt: skip
     return figure
 
@@ -147,10 +156,10 @@ def curve(data: Curve, *, width: str = "small") -> Figure:
             axes.plot(*zip(*drawn, strict=True), color=colours[i % 4], linestyle=styles[i // 4 % 4], marker=dot, label=label)
         if data.target is not None:
             axes.axhline(data.target, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.annotate(data.target_label, (1, data.target), (-2, 4), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", color=MUTED, fontsize=10, ha="right")  # fmt: skip
+            axes.annotate(data.target_label, (0, data.target), (4, 4), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", color=MUTED, fontsize=11)  # fmt: skip
         if len(data.series) > 1:
-            axes.legend(fontsize=10, handlelength=1.4, labelspacing=0.2, borderaxespad=0.2, ncols=2 if len(data.series) > 3 else 1)
+            axes.legend(fontsize=11, handlelength=1.4, labelspacing=0.2, borderaxespad=0.2, ncols=2 if len(data.series) > 3 else 1)
         axes.set_xlabel(data.x_label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
@@ -167,12 +176,8 @@ def _short(value: float, _: int | None = None) -> str:
     return f"{value / 1e3:g} k" if abs(value) >= 1e4 else f"{value:,g}"
 
 
-def _averaged(series: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of neighbouring points, at most ``CURVE_POINTS`` of them."""
-    size = -(-len(series) // CURVE_POINTS)
+def _averaged(series: list[tuple[float, float]], most: int = CURVE_POINTS) -> list[tuple[float, float]]:
+    """Means of neighbouring points, at most ``most`` of them."""
+    size = -(-len(series) // most)
     chunks = (series[i : i + size] for i in range(0, len(series), size))
     return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
-
-
-def _thinned(path: list[tuple[float, ...]]) -> list[tuple[float, float]]:
-    return _averaged([(point[0], point[1]) for point in path])

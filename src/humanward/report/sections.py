@@ -1,4 +1,7 @@
-"""What each section of the report says: numbers of a run turned into words, tables and drawings. Anything absent is named in ``run.missing``."""
+"""What each section of the report says: numbers of a run turned into words, tables and drawings.
+
+Anything absent is named in ``run.missing``.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ POLICY_NAMES = {
     "dpo": "DPO policy",
     "best_of_n": "best of n",
 }
+SHORT_NAMES = {"ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 
 # The settings that decide the result, in the order in which a reader asks for them.
 IMPORTANT = {
@@ -99,6 +103,11 @@ class WinRate:
     def title(self) -> str:
         """Who against whom."""
         return f"{policy_name(self.policy)} against {policy_name(self.against)}"
+
+    @property
+    def short_title(self) -> str:
+        """The same where room is scarce."""
+        return " against ".join(SHORT_NAMES.get(name, policy_name(name)) for name in (self.policy, self.against))
 
 
 def policy_name(name: object) -> str:
@@ -211,7 +220,7 @@ def win_rate_chart(items: Sequence[WinRate]) -> Chart | None:
     best = shown[0]
     title = "Win rates"
     description = f"{best.title}: {percent(best.rate)}, interval {interval(best.low, best.high, 'percent') or 'not recorded'}."
-    drawn = [charts.Estimate(item.title, item.rate, item.low, item.high) for item in shown]
+    drawn = [charts.Estimate(item.short_title, item.rate, item.low, item.high) for item in shown]
     pictures = two_widths(
         "win-rates", title, description, lambda width: charts.estimates(drawn, line=0.5, line_label="no difference", width=width)
     )
@@ -222,7 +231,10 @@ def win_rate_chart(items: Sequence[WinRate]) -> Chart | None:
             for i in shown
         ],
     )
-    caption = "Share of fresh prompts on which the labeler scores the first response above the second; ties count half. The band is the 95 % interval."
+    caption = (
+        "Share of fresh prompts on which the labeler scores the first response above the second; ties count half. "
+        "The band is the 95 % interval; one that crosses the dashed line shows no difference."
+    )
     return Chart("win-rates", title, caption, pictures, table)
 
 
@@ -239,13 +251,13 @@ def two_widths(name: str, title: str, description: str, draw: Any) -> list[Marku
 def frontier_chart(run: Run) -> Chart | None:
     """Score against KL beside what is possible."""
     data = section(run.results, "frontier")
-    ends = {key: points({key: [data.get(key)]}, key, 2) for key in ("policy", "reference")}
+    single = {key: points({key: [data.get(key)]}, key, 2) for key in ("policy", "reference")}
     drawn = charts.Frontier(
         optimum=points(data, "optimum", 2),
         best_of_n=points(data, "best_of_n", 3),
         path=points(data, "path", 2),
-        policy=ends["policy"][0] if ends["policy"] else None,
-        reference=ends["reference"][0] if ends["reference"] else None,
+        policy=single["policy"][0] if single["policy"] else None,
+        reference=single["reference"][0] if single["reference"] else None,
     )
     for key in ("optimum", "best_of_n", "policy", "reference"):
         if run.results and not getattr(drawn, key):
@@ -265,8 +277,9 @@ def frontier_chart(run: Run) -> Chart | None:
     table_rows += [["optimum", decimal(kl), decimal(score)] for kl, score in _spread(sorted(drawn.optimum), 20)]
     table_rows += [["training", decimal(kl), decimal(score)] for kl, score in _spread(drawn.path, 20)]
     caption = (
-        "The labeler's mean score against the KL divergence paid for it. No policy can lie above the dashed optimum (but for sampling error); "
-        "best of n is what choosing among n responses of the reference would give. A policy that bends down has learned the reward model's faults."
+        "The labeler’s mean score against the KL divergence paid for it. But for sampling error, no policy lies above the dashed optimum; "
+        "best of n is what choosing among n responses of the reference would give. "
+        "A path that bends down has learned the reward model’s faults instead of the labeler’s taste."
     )
     return Chart("frontier", title, caption, pictures, Table(["policy", "KL, nats per response", "mean score"], table_rows))
 
@@ -282,25 +295,25 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 
 # key in metrics.jsonl: (title, what it is, whether it is a share)
 PPO_CURVES = {
-    "true_score": ("Labeler's score", "Mean score by the labeler itself, where it is known.", False),
-    "score": ("Reward model's score", "Mean score of a response by the reward model, after the truncation rule.", False),
+    "true_score": ("Labeler’s score", "Mean score by the labeler itself, where it is known.", False),
+    "score": ("Reward model’s score", "Mean score of a response by the reward model, after the truncation rule.", False),
     "kl": ("KL from the reference", "Nats per response.", False),
     "kl_coef": ("KL coefficient", "Weight of the KL penalty, score units per nat.", False),
-    "entropy": ("Entropy", "Of the policy's next-token distribution, nats per token.", False),
+    "entropy": ("Entropy", "Of the policy’s next-token distribution, nats per token.", False),
     "response_length": ("Response length", "Tokens until truncation.", False),
     "missing_truncation": ("No end mark", "Share of responses that were given the fixed score.", True),
+    "approx_kl": ("Step size", "Half the mean square change of log-probability in an update.", False),
+    "clip_fraction": ("Clipped ratios", "Share of tokens whose ratio was clipped.", True),
 }
 PPO_DETAILS = {
     "policy_loss": ("Policy loss", "Clipped PPO loss.", False),
     "value_loss": ("Value loss", "Clipped square error of the value head.", False),
-    "approx_kl": ("Step size", "Half the mean square change of log-probability in an update.", False),
-    "clip_fraction": ("Clipped ratios", "Share of tokens whose ratio was clipped.", True),
     "ratio_max": ("Largest ratio", "Largest policy ratio in a batch.", False),
     "explained_variance": ("Explained variance", "Of the returns, by the value head.", False),
     "lr": ("Learning rate", "Of PPO.", False),
 }
 OTHER_CURVES = {
-    ("reward", "loss"): ("Reward model: loss", "Cross-entropy of the labeler's choice, nats.", False),
+    ("reward", "loss"): ("Reward model: loss", "Cross-entropy of the labeler’s choice, nats.", False),
     ("reward", "accuracy"): ("Reward model: training accuracy", "Share of training questions whose best response scores highest.", True),
     ("sft", "loss"): ("SFT: loss", "Nats per token.", False),
     ("baseline_sft", "loss"): ("SFT on chosen responses: loss", "The baseline; nats per token.", False),
@@ -394,7 +407,8 @@ def reward_model(run: Run) -> Chart | None:
         run.note(f"{RESULTS}: the chance level of the reward model's accuracy is not recorded.")
     last = found[-1][1]
     title = "Reward-model accuracy"
-    description = f"{last.label}: {percent(last.value)}, interval {interval(last.low, last.high, 'percent') or 'not recorded'}, chance {percent(chance)}."
+    ends = interval(last.low, last.high, "percent") or "not recorded"
+    description = f"{last.label}: {percent(last.value)}, interval {ends}, chance {percent(chance)}."
 
     def draw(width: str) -> Figure:
         if len(found) > 6:
@@ -419,12 +433,16 @@ def reward_model(run: Run) -> Chart | None:
 # --- scores, text quality ------------------------------------------------------------------------------------------------------
 
 QUALITY = {
-    "bits_per_byte": ("bits per byte under the reference", "lower is more like the reference's own language", "decimal"),
-    "distinct_2": ("distinct 2-grams", "share of 2-grams that are different; low means one text over and over", "percent"),
-    "repeated_4grams": ("repeated 4-grams", "share of 4-grams seen before in the same response", "percent"),
-    "copied": ("copied from the prompt", "share of 4-grams that stand in the prompt", "percent"),
-    "length": ("length", "tokens of a response", "decimal"),
+    "bits_per_byte": ("bits per byte under the reference", decimal),
+    "distinct_2": ("distinct 2-grams", percent),
+    "repeated_4grams": ("repeated 4-grams", percent),
+    "copied_4grams": ("4-grams copied from the prompt", percent),
+    "length": ("length, tokens", decimal),
 }
+QUALITY_NOTE = (
+    "Bits per byte: lower is more like the reference’s own language. Few distinct 2-grams: one text over and over. "
+    "Repeated 4-grams: a response that goes in circles."
+)
 
 
 def policies(run: Run) -> list[str]:
@@ -461,11 +479,11 @@ def quality_table(run: Run) -> Table | None:
         return None
     names = [name for name in policies(run) if name in quality]
     body = []
-    for key, (title, meaning, unit) in QUALITY.items():
+    for key, (title, show) in QUALITY.items():
         values = [number(section(quality, name).get(key)) for name in names]
         if any(value is not None for value in values):
-            body.append([title, *((percent if unit == "percent" else decimal)(value) for value in values), meaning])
-    return Table(["measure", *(policy_name(name) for name in names), "meaning"], body)
+            body.append([title, *map(show, values)])
+    return Table(["measure", *(policy_name(name) for name in names)], body, QUALITY_NOTE)
 
 
 # --- samples, labels, time, environment ----------------------------------------------------------------------------------------
@@ -488,7 +506,7 @@ def samples(run: Run) -> list[Sample]:
             prompt = prompt.get("text")
         scores = section(row, "scores")
         responses = [
-            (policy_name(key), clipped(text), decimal(number(scores.get(key))) if key in scores else "")
+            (policy_name(key), clipped(text.removeprefix(" ")), decimal(number(scores.get(key))) if key in scores else "")
             for key in ("reference", "ppo", "sft")
             if isinstance(text := row.get(key), str)
         ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -40,11 +42,10 @@ SETTINGS: dict[str, object] = {
     "axes.formatter.use_mathtext": False,
     "axes.unicode_minus": True,
     "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 10.5,
-    "ytick.labelsize": 10.5,
+    "font.size": 12.5,
+    "axes.labelsize": 11.5,
+    "xtick.labelsize": 11.5,
+    "ytick.labelsize": 11.5,
     "text.color": PALETTE["ink"],
     "axes.labelcolor": PALETTE["muted"],
     "xtick.color": PALETTE["muted"],
@@ -67,26 +68,32 @@ SETTINGS: dict[str, object] = {
 }
 
 
+@contextmanager
+def house_settings() -> Iterator[None]:
+    """matplotlib under ``SETTINGS`` whatever the user's own style is. The browser has the letters that matplotlib's font lacks."""
+    with mpl.rc_context(mpl.rcParamsDefault), mpl.rc_context(SETTINGS), warnings.catch_warnings():  # pyright: ignore[reportArgumentType]
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def inline_svg(figure: Figure, *, name: str, title: str, description: str, width: str) -> Markup:
-    """Write a figure as one ``<svg>`` element for an HTML page.
+    """Write a figure as one ``<svg>`` element for an HTML page; to be called under ``house_settings``.
 
     Args:
-        figure: a figure made under ``SETTINGS``.
+        figure: a figure made under the same ``house_settings``.
         name: unique on the page, a plain word; the prefix of every id.
         title: read out by a screen reader as the picture's name.
         description: what the picture shows, in a sentence or two with numbers.
         width: the class of the element: "small", "narrow" or "wide".
     """
     buffer = io.StringIO()
-    with mpl.rc_context(SETTINGS):  # pyright: ignore[reportArgumentType]
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     root = ElementTree.fromstring(buffer.getvalue())
     ids = {element: f"{name}-{i}" for i, element in enumerate(_referenced(root))}
     drawing = "".join(_write(child, ids) for child in root)
     view = root.get("viewBox", "0 0 1 1")
-    head = Markup(
-        '<svg class="{}" viewBox="{}" role="img" aria-labelledby="{}-title {}-desc"><title id="{}-title">{}</title><desc id="{}-desc">{}</desc>'
-    ).format(width, view, name, name, name, title, name, description)
+    head = Markup('<svg class="{}" viewBox="{}" role="img" aria-labelledby="{}-title {}-desc">').format(width, view, name, name)
+    head += Markup('<title id="{}-title">{}</title><desc id="{}-desc">{}</desc>').format(name, title, name, description)
     return head + Markup(drawing) + Markup("</svg>")
 
 

@@ -7,6 +7,7 @@ import unicodedata
 
 NOT_RECORDED = "not recorded"
 MINUS = "−"
+NO_BREAK = "\u00a0"
 
 # Bidirectional controls, zero-width characters, line separators, tag characters: they change what the eye sees without being seen.
 _HIDDEN = {
@@ -70,7 +71,7 @@ def _exponent(size: float) -> int:
 
 def percent(value: float | None) -> str:
     """A share as a percentage with one decimal place."""
-    return NOT_RECORDED if value is None else f"{100 * value:.1f} %".replace("-", MINUS)
+    return NOT_RECORDED if value is None else f"{100 * value:.1f}{NO_BREAK}%".replace("-", MINUS)
 
 
 def interval(low: float | None, high: float | None, show: str = "decimal") -> str:
@@ -78,8 +79,8 @@ def interval(low: float | None, high: float | None, show: str = "decimal") -> st
     if low is None or high is None:
         return ""
     if show == "percent":
-        return f"{100 * low:.1f} to {100 * high:.1f} %".replace("-", MINUS)
-    return f"{decimal(low)} to {decimal(high)}"
+        return f"{100 * low:.1f} to {100 * high:.1f} %".replace("-", MINUS).replace(" ", NO_BREAK)
+    return f"{decimal(low)} to {decimal(high)}".replace(" ", NO_BREAK)
 
 
 def memory(size: float | None) -> str:
