@@ -21,7 +21,7 @@ from .yaml_text import Key, Layer, parse_value, read_layer
 class Config(BaseModel):
     """A set of settings: unknown names are errors, values never change, the text under a field explains it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Iterable[str] = (), preset: str | None = None) -> Self:
@@ -44,12 +44,13 @@ class Config(BaseModel):
         for layer in layers:
             _merge(cls, values, layer.values)
             origins.update(layer.origins)
+        told = {name for layer in layers for name in layer.told}
         unknown = Unknown(cls, values, origins)
         faults += unknown.lines
         try:
             config = cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            faults += validation_lines(error, values, origins, unknown.meant)
+            faults += validation_lines(error, values, origins, unknown.meant | told)
             raise UserError("\n".join(faults or [f"settings: {error}"])) from None
         if faults:
             raise UserError("\n".join(faults))

@@ -77,25 +77,24 @@ class Unknown:
         return f"{dotted(key[:-1]) or 'the top level'} has {shown}"
 
 
-def validation_lines(error: ValidationError, values: dict[str, Any], origins: Mapping[Key, str], meant: set[str]) -> list[str]:
-    """One line for each setting that pydantic refused; the branches of a union are told as one."""
+def validation_lines(error: ValidationError, values: dict[str, Any], origins: Mapping[Key, str], told: set[str]) -> list[str]:
+    """One line for each setting that pydantic refused and that is not in ``told``; the branches of a union are told as one."""
     found: dict[Key, list[tuple[str | None, str]]] = {}
     for fault in error.errors(include_url=False):
         key = _key(fault["loc"], fault["type"], values)
-        if fault["type"] == "missing" and dotted(key) in meant:
+        if dotted(key) in told and (fault["type"] == "missing" or fault["input"] is None):
             continue
-        told = found.setdefault(key, [])
         words = _words(fault)
-        if words not in told:
-            told.append(words)
+        if words not in found.setdefault(key, []):
+            found[key].append(words)
     lines = []
-    for key, told in found.items():
+    for key, words in found.items():
         where = f"{origin(key, origins)}: " + (f"{dotted(key)}: " if key else "")
-        expected = [word for word, _ in told if word is not None]
-        if len(expected) == len(told):
-            lines.append(f"{where}expected {' or '.join(expected)}, got {told[0][1]}")
+        expected = [word for word, _ in words if word is not None]
+        if len(expected) == len(words):
+            lines.append(f"{where}expected {' or '.join(expected)}, got {words[0][1]}")
         else:
-            lines.append(where + "; or ".join(text if word is None else f"expected {word}, got {text}" for word, text in told))
+            lines.append(where + "; or ".join(text if word is None else f"expected {word}, got {text}" for word, text in words))
     return lines
 
 

@@ -23,6 +23,8 @@ class Layer:
     values: dict[str, Any]
     origins: dict[Key, str]
     faults: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
+    """Names whose fault is in ``faults`` already."""
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -96,7 +98,9 @@ def compose(text: str, source: str) -> yaml.Node | None:
         loader = PlainLoader(text)
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        # a colon that is missing is missed where the next line begins: name the line that lacks it
+        keyless = "could not find expected ':'" in (error.problem or "")
+        mark = error.context_mark if keyless else error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(f"{source}:{line}: {_syntax_fault(error, text, line)}") from None
     except ReaderError as error:
@@ -142,6 +146,7 @@ def _construct(node: yaml.Node, key: Key, source: str, layer: Layer) -> Any:
             raise ValueError(f"the tag {node.tag} is not supported; write the plain value")
     except ValueError as error:
         layer.faults.append(f"{source}:{_line(node)}: {dotted(key) + ': ' if key else ''}{error}")
+        layer.told.add(dotted(key))
         return None
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
