@@ -6,10 +6,13 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
+
+transformers.utils.logging.disable_progress_bar()  # loading shows its own bar otherwise, in the middle of ours
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
@@ -34,7 +37,9 @@ def resolve(name: str | Path) -> str:
         if not (path / "config.json").exists():
             raise UserError(f"{text}: no config.json in this folder; give a folder written by save_pretrained")
         if not any(any(path.glob(pattern)) for pattern in _WEIGHT_FILES):
-            raise UserError(f"{text}: no .safetensors weights in this folder (pickled weights are not read); save the model with safetensors")
+            raise UserError(
+                f"{text}: no .safetensors weights in this folder (pickled weights are not read); save the model with safetensors"
+            )
         return str(path)
     if text.startswith(("/", ".", "~")) or text.count("/") > 1:
         raise UserError(f"{text}: no such folder")

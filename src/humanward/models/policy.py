@@ -25,8 +25,8 @@ class ResponseOutputs:
 
     logprobs: Float[Tensor, "B R"]
     """log pi(y_t | x, y_<t) at the sampling temperature, nats."""
-    entropy: Float[Tensor, "B R"]
-    """Entropy of the next-token distribution, nats; zeros where it was not asked for."""
+    entropy: Float[Tensor, "B R"] | None
+    """Entropy of the next-token distribution, nats; None where it was not asked for."""
     values: Float[Tensor, "B R"] | None
     """Value of the state before each token, score units; None without a value head."""
 
@@ -130,11 +130,11 @@ class Policy(nn.Module):
             hidden.flatten(0, 1), responses.flatten(), temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )
         values = None if self.value_head is None else self.values_of(hidden)
-        return ResponseOutputs(logprobs.view(B, R), entropy.view(B, R), values)
+        return ResponseOutputs(logprobs.view(B, R), None if entropy is None else entropy.view(B, R), values)
 
     def logprobs_of(
         self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool
-    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
         return linear_logprobs(
             hidden, self.head.weight, tokens, bias=self.head.bias, temperature=temperature, softcap=self.logit_rule.softcap,
             scale=self.logit_rule.scale, suppressed=suppressed, want_entropy=want_entropy,
@@ -160,7 +160,9 @@ class Policy(nn.Module):
         ours = self.logits_of(self.trunk(input_ids=ids, use_cache=False).last_hidden_state[0])
         theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
         if ours.shape != theirs.shape or (ours - theirs).abs().max() > 1e-3 * theirs.abs().max().clamp(min=1):
-            raise UserError(f"{name}: {type(self.model).__name__} does more to its logits than a head, a scale and a soft cap; use another model")
+            raise UserError(
+                f"{name}: {type(self.model).__name__} does more to its logits than a head, a scale and a soft cap; use another model"
+            )
 
     def frozen_copy(self) -> Policy:
         """The same distribution, without value head, never trained: a reference."""

@@ -211,11 +211,11 @@ class PPOTrainer:
         outputs = [policy(*part, temperature=self.sampling.temperature, suppressed=self.suppressed).logprobs for part in parts]
         return torch.cat(outputs).masked_fill(~mask, 0)
 
-    def score(self, rollout: Rollout, reward: Score | RewardModel) -> Scores:
+    def score(self, rollout: Rollout, reward: Score | RewardModel, *, fixed_score: bool = True) -> Scores:
         """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
         mine = my_rows(self.accelerator, len(rollout.prompts))
         own = Episodes(rollout.prompts[mine], rollout.prompt_mask[mine], rollout.responses[mine], rollout.response_mask[mine])
-        scores = score_episodes(self.task, reward, own)
+        scores = score_episodes(self.task, reward, own, fixed_score=fixed_score)
         return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)))
 
     def minibatch_rows(self, index: int, epoch: int) -> Iterator[Tensor]:
@@ -275,7 +275,7 @@ class PPOTrainer:
         }
         metrics |= {name: mean[name] for name in ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")}
         if self.true_score is not None:
-            metrics["true_score"] = float(self.score(rollout, self.true_score).scores.mean())
+            metrics["true_score"] = float(self.score(rollout, self.true_score, fixed_score=False).scores.mean())
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from humanward.storage import derive_seed
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import Updater, load_weights, my_rows, sum_over_processes, weights, with_prefix, without_prefix
 
+
 class RewardConfig(Config):
     """A reward model fitted to labels."""
 
@@ -62,6 +63,7 @@ class RewardConfig(Config):
     validation_batch_size: NonNegativeInt = 64
     """Questions scored together when accuracy is measured; memory only."""
 
+
 @dataclass(frozen=True)
 class Questions:
     """A batch of comparisons as tensors."""
@@ -71,6 +73,7 @@ class Questions:
     responses: Int[Tensor, "B K R"]
     response_mask: Bool[Tensor, "B K R"]
     best: Int[Tensor, " B"]
+
 
 def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device) -> Questions:
     """Pad comparisons to one block. All must have the same number of responses."""
@@ -82,6 +85,7 @@ def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device
     return Questions(
         prompts.to(device), prompt_mask.to(device), responses.view(shape).to(device), response_mask.view(shape).to(device), best.to(device)
     )
+
 
 class RewardTrainer:
     """One epoch of best-of-K softmax over labels, normalised before and after on responses of the reference.
@@ -170,7 +174,9 @@ class RewardTrainer:
         scores = self.scores(self.reference_episodes)[: c.normalize_samples].double()
         std = float(scores.std(correction=0))
         if not std > 0:
-            raise RunError("reward model: all reference responses have the same score, so its scale cannot be normalised; look at the samples")
+            raise RunError(
+                "reward model: all reference responses have the same score, so its scale cannot be normalised; look at the samples"
+            )
         self.reward_model.set_normalization(*gain_and_bias(float(scores.mean()), std, target_mean=c.target_mean, target_std=c.target_std))
 
     @torch.no_grad()
@@ -191,6 +197,7 @@ class RewardTrainer:
         load_weights(self.reward_model, without_prefix("reward_model", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
 
+
 @torch.no_grad()
 def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
     """Which response of each question the reward model scores highest."""
@@ -203,5 +210,6 @@ def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, bat
         for row, choice in zip(rows, best, strict=True):
             chosen[row] = choice
     return chosen
+
 
 __all__ = ["Questions", "RewardConfig", "RewardTrainer", "choices", "collate", "gather_rows"]

@@ -45,15 +45,17 @@ def truncated(task: Task, responses: Int[Tensor, "B R"], response_mask: Bool[Ten
     return response_mask, torch.ones(len(responses), dtype=torch.bool, device=responses.device)
 
 
-def score_episodes(task: Task, reward: Score | RewardModel, episodes: Episodes, *, rows_at_once: int = 64) -> Scores:
-    """r(x, y) of the truncated responses, replaced by the task's fixed score where the end is missing."""
+def score_episodes(
+    task: Task, reward: Score | RewardModel, episodes: Episodes, *, fixed_score: bool = True, rows_at_once: int = 64
+) -> Scores:
+    """r(x, y) of the truncated responses, replaced by the task's fixed score where the end is missing (unless ``fixed_score`` is False)."""
     mask, found = truncated(task, episodes.responses, episodes.response_mask)
     if isinstance(reward, RewardModel):
         scores = _model_scores(reward, episodes, mask, rows_at_once)
     else:
         scores = call_score(reward, texts(task, episodes.prompts, episodes.prompt_mask), texts(task, episodes.responses, mask))
     scores = scores.to(episodes.responses.device)
-    return Scores(scores.where(found, task.config.missing_truncation_score), found, mask)
+    return Scores(scores.where(found, task.config.missing_truncation_score) if fixed_score else scores, found, mask)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -
     try:
         values = [None if v is None else float(v) for v in score(prompts, responses)]
     except Exception as error:
-        raise RunError(f"reward {name}: raised {type(error).__name__}: {error}; it must map (prompts, responses) to one number each") from error
+        raise RunError(
+            f"reward {name}: raised {type(error).__name__}: {error}; it must map (prompts, responses) to one number each"
+        ) from error
     if len(values) != len(responses):
         raise RunError(f"reward {name}: {len(values)} scores for {len(responses)} responses; it must return one number per response")
     for value, response in zip(values, responses, strict=True):

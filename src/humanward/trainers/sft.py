@@ -55,7 +55,13 @@ class SFTTrainer:
     """Maximum likelihood of responses given their prompts, averaged over the response tokens of the global batch."""
 
     def __init__(
-        self, policy: Policy, demonstrations: Sequence[Demonstration], config: SFTConfig, *, seed: int = 0, accelerator: Accelerator | None = None
+        self,
+        policy: Policy,
+        demonstrations: Sequence[Demonstration],
+        config: SFTConfig,
+        *,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
     ) -> None:
         if not demonstrations:
             raise UserError("no demonstrations to fine-tune on; give texts with at least one response")

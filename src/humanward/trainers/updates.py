@@ -143,5 +143,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     for name, tensor in weights(module).items():
         if name not in tensors or tensors[name].shape != tensor.shape:
-            raise RunError(f"the checkpoint has no {name} of shape {tuple(tensor.shape)}: it belongs to another model; start a new run folder")
+            raise RunError(
+                f"the checkpoint has no {name} of shape {tuple(tensor.shape)}: it belongs to another model; start a new run folder"
+            )
         tensor.copy_(tensors[name])

@@ -1,0 +1,205 @@
+"""The evaluation at the end of a run: who is preferred on fresh prompts, at what KL, and what the reward model knew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from humanward.data.batches import epoch_order
+from humanward.evaluation.text_quality import text_quality
+from humanward.evaluation.win_rates import accuracy_row, mean_with_interval, win_rates
+from humanward.feedback import Snapshot
+from humanward.maths.optimum import best_of_n_frontier, reweighted_frontier
+from humanward.models import Policy, RewardModel
+from humanward.records import Comparison, Prompt, Response
+from humanward.rounds.context import Context
+from humanward.trainers import choices
+from humanward.trainers.scoring import texts, truncated
+
+BETAS = tuple(2.0 ** (k / 2) for k in range(6, -13, -1))
+"""KL weights at which the analytic optimum is drawn, from 8 to 1/64 score units per nat."""
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One response of one policy to each evaluation prompt."""
+
+    texts: list[str]
+    """As a labeler sees them: truncated by the task's rule."""
+    tokens: list[tuple[int, ...]]
+    kl: list[float]
+    """log policy - log reference of the sampled tokens, nats per response: one-sample estimates of the KL."""
+    reference_bits: float
+    """Bits per byte that the reference, at temperature 1, needs for the shown texts: low is text that it finds ordinary."""
+
+
+def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(results.json, samples.jsonl) of a run."""
+    prompts = context.prompts("evaluation")
+    reference = context.policy(context.reference_folder)
+    answers = {"reference": answer(context, reference, reference, prompts, "reference")}
+    if context.config.baseline_sft is not None:
+        answers["sft"] = answer(context, context.policy(context.path / "baseline_sft"), reference, prompts, "sft")
+    answers["ppo"] = answer(context, context.policy(context.path / "policy"), reference, prompts, "ppo")
+    results: dict[str, Any] = {
+        "labeler": context.config.labeler,
+        "seed": context.config.seed,
+        "prompts": len(prompts),
+        "kl": {name: mean_with_interval(a.kl, seed=context.seed("bootstrap")) for name, a in answers.items() if name != "reference"},
+        "text_quality": {
+            name: {**text_quality(a.tokens, [p.tokens for p in prompts]), "bits_per_byte": a.reference_bits} for name, a in answers.items()
+        },
+        "labels": label_counts(context),
+    }
+    scores = true_scores(context, prompts, answers)
+    results |= comparison_of_scores(context, scores)
+    if context.score is not None:
+        results["frontier"] = frontier(context, reference, prompts, scores, results)
+        results["reward_model"] = reward_model_accuracy(context, reference, prompts)
+    return results, shown(context, prompts, answers, scores)
+
+
+def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequence[Prompt], name: str) -> Answers:
+    """Sample one response per prompt and measure it."""
+    kl: list[float] = []
+    shown_texts: list[str] = []
+    tokens: list[tuple[int, ...]] = []
+    nats = 0.0
+    for start in range(0, len(prompts), ROWS):
+        ids, mask, samples = context.sample(policy, prompts[start : start + ROWS], f"evaluation {name}", start)
+        responses, response_mask = samples.responses[:, 0], samples.response_mask[:, 0]
+        reference_logprobs = logprobs(context, reference, ids, mask, responses, response_mask, context.config.task.temperature)
+        kl += ((samples.logprobs[:, 0] - reference_logprobs) * response_mask).sum(1).tolist()
+        seen, _ = truncated(context.task, responses, response_mask)
+        nats -= float((logprobs(context, reference, ids, mask, responses, response_mask, 1.0) * seen).sum())
+        shown_texts += texts(context.task, responses, seen)
+        tokens += [tuple(row[keep].tolist()) for row, keep in zip(responses, seen, strict=True)]
+        context.progress("evaluate", min(start + ROWS, len(prompts)), len(prompts), {})
+    size = sum(len(text.encode()) for text in shown_texts)
+    return Answers(shown_texts, tokens, kl, nats / max(size, 1) / 0.6931471805599453)
+
+
+@torch.no_grad()
+def logprobs(
+    context: Context, policy: Policy, prompts: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, temperature: float
+) -> Tensor:
+    t = context.config.task
+    suppressed = policy.suppressed_tokens(keep_eos=t.stop_at_eos) if t.suppress_special_tokens else None
+    return policy(prompts, mask, responses, response_mask, temperature=temperature, suppressed=suppressed).logprobs
+
+
+def true_scores(context: Context, prompts: Sequence[Prompt], answers: dict[str, Answers]) -> dict[str, list[float]]:
+    """The labeler's own scores where they are known, else the last reward model's."""
+    if context.score is not None:
+        return {name: [float(s) for s in context.score([p.text for p in prompts], a.texts)] for name, a in answers.items()}
+    model = RewardModel.load(context.path / f"rounds/{context.config.labels.rounds}/reward")
+    scores: dict[str, list[float]] = {}
+    for name, a in answers.items():
+        rows = [Comparison(p, (Response(text, t),), "best_of_k", 0) for p, text, t in zip(prompts, a.texts, a.tokens, strict=True)]
+        scores[name] = model_scores(model, rows)
+    return scores
+
+
+@torch.no_grad()
+def model_scores(model: RewardModel, rows: Sequence[Comparison]) -> list[float]:
+    from humanward.trainers.reward import collate
+
+    scores: list[float] = []
+    for start in range(0, len(rows), ROWS):
+        q = collate(rows[start : start + ROWS], model.pad_id, model.device)
+        scores += model(q.prompts, q.prompt_mask, q.responses, q.response_mask)[:, 0].tolist()
+    return scores
+
+
+def comparison_of_scores(context: Context, scores: dict[str, list[float]]) -> dict[str, Any]:
+    pairs = [("ppo", "reference")] + ([("ppo", "sft"), ("sft", "reference")] if "sft" in scores else [])
+    return {
+        "scored_by": "labeler" if context.score is not None else "reward model",
+        "win_rates": win_rates(scores, pairs),
+        "scores": {name: mean_with_interval(values, seed=context.seed("bootstrap")) for name, values in scores.items()},
+    }
+
+
+def frontier(
+    context: Context, reference: Policy, prompts: Sequence[Prompt], scores: dict[str, list[float]], results: dict[str, Any]
+) -> dict[str, Any]:
+    """True score against KL: the analytic optimum and best-of-n from many samples of the reference, and the policy's own path."""
+    assert context.score is not None
+    settings = context.config.evaluation
+    rows: list[list[float]] = []
+    some = prompts[: settings.frontier_prompts]
+    for start in range(0, len(some), 8):
+        part = some[start : start + 8]
+        _, _, samples = context.sample(reference, part, "frontier", start, num_responses=settings.frontier_samples)
+        flat, mask = samples.responses.flatten(0, 1), samples.response_mask.flatten(0, 1)
+        seen, _ = truncated(context.task, flat, mask)
+        repeated = [p.text for p in part for _ in range(settings.frontier_samples)]
+        found = [float(s) for s in context.score(repeated, texts(context.task, flat, seen))]
+        rows += [found[i : i + settings.frontier_samples] for i in range(0, len(found), settings.frontier_samples)]
+        context.progress("frontier", min(start + 8, len(some)), len(some), {})
+    table = torch.tensor(rows, dtype=torch.float64)
+    ns = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= settings.frontier_samples]
+    best = best_of_n_frontier(table, ns)
+    path = [[row["kl"], row["true_score"]] for row in context.log.read() if row["stage"] == "ppo" and "true_score" in row]
+    return {
+        "optimum": [list(point) for point in reweighted_frontier(table, BETAS)],
+        "best_of_n": [[n, *point] for n, point in zip(ns, best, strict=True)],
+        "path": path,
+        "policy": [results["kl"]["ppo"]["mean"], results["scores"]["ppo"]["mean"]] if "scores" in results else [],
+        "reference": [0.0, sum(scores["reference"]) / len(scores["reference"])],
+    }
+
+
+def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Every round's reward model on the same held-out questions: K fresh samples of the reference to fresh prompts."""
+    assert context.score is not None
+    K = context.config.labels.responses_per_question
+    count = context.config.evaluation.questions
+    asked = [prompts[i % len(prompts)] for i in range(count)]
+    questions: list[Comparison] = []
+    for start in range(0, count, 64):
+        part = asked[start : start + 64]
+        _, _, samples = context.sample(reference, part, "held-out questions", start, num_responses=K)
+        flat, flat_mask = samples.responses.flatten(0, 1), samples.response_mask.flatten(0, 1)
+        seen, _ = truncated(context.task, flat, flat_mask)
+        records = context.responses(flat, seen, reference, "reference", "")
+        found = context.score([p.text for p in part for _ in range(K)], [r.text for r in records])
+        for i, prompt in enumerate(part):
+            row, values = tuple(records[i * K : (i + 1) * K]), list(found[i * K : (i + 1) * K])
+            questions.append(Comparison(prompt, row, "best_of_k", values.index(max(values))))
+    rows: list[dict[str, Any]] = []
+    for number in range(1, context.config.labels.rounds + 1):
+        model = RewardModel.load(context.path / f"rounds/{number}/reward").to(context.accelerator.device)
+        correct = [choice == q.target for choice, q in zip(choices(model, questions), questions, strict=True)]
+        rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
+    return rows
+
+
+def label_counts(context: Context) -> dict[str, Any]:
+    last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
+    round_of = {q.id: q.round for q in last.questions}
+    per_round = [sum(round_of[label.question_id] == r for label in last.labels) for r in range(1, context.config.labels.rounds + 1)]
+    return {"total": len(last.labels), "rounds": per_round, "snapshot": last.sha256, **agreement(last)}
+
+
+def agreement(snapshot: Snapshot) -> dict[str, float]:
+    """Share of pairs of labelers who gave the same answer to the same question; nothing where no question had two."""
+    answers: dict[str, list[Any]] = {}
+    for label in snapshot.labels:
+        answers.setdefault(label.question_id, []).append(label.answer)
+    pairs = [(a, b) for given in answers.values() for i, a in enumerate(given) for b in given[i + 1 :]]
+    return {"agreement": sum(a == b for a, b in pairs) / len(pairs), "agreement_pairs": len(pairs)} if pairs else {}
+
+
+def shown(context: Context, prompts: Sequence[Prompt], answers: dict[str, Answers], scores: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Some prompts with everybody's response, chosen by lot and not by score."""
+    chosen = epoch_order(context.seed("shown samples"), 0, len(prompts))[: context.config.evaluation.shown]
+    return [
+        {"prompt": prompts[i].text, **{n: a.texts[i] for n, a in answers.items()}, "scores": {n: scores[n][i] for n in answers}}
+        for i in chosen
+    ]

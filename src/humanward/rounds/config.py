@@ -1,0 +1,106 @@
+"""All settings of a run, one section per stage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from humanward.config import Config
+from humanward.data import TaskConfig
+from humanward.trainers import PPOConfig, RewardConfig, SFTConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class LabelsConfig(Config):
+    """How many questions are asked, and when (Ziegler et al. 2019, section 2.3)."""
+
+    initial: PositiveInt = 512
+    """Questions answered before PPO begins."""
+    total: PositiveInt = 1024
+    """Questions that the schedule would have had answered by the end of PPO."""
+    rounds: PositiveInt = 2
+    """Reward models fitted, evenly spread over PPO's episodes; each is initialised anew and fitted to all labels so far. 1: offline."""
+    responses_per_question: Annotated[int, Field(ge=2, le=9)] = 4
+    """K: the labeler picks the best of so many."""
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of a round's questions that its reward model does not see but is measured on. Half their responses come from the reference,
+    half from the policy; later rounds train on them."""
+    overlap_share: Share = 0.05
+    """Share of the questions that several labelers answer, to measure agreement."""
+    overlap_labels: PositiveInt = 5
+    """Labelers who answer such a question."""
+    outstanding: PositiveInt = 1000
+    """Unanswered questions that wait in the store at a time."""
+    noise: Share = 0.0
+    """Probability that a mock labeler answers at random."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LabelsConfig:
+        if self.total < self.initial:
+            raise ValueError(f"total {self.total} is less than initial {self.initial}; raise it")
+        if int(self.initial * self.validation_share) >= self.initial:
+            raise ValueError("validation_share leaves no questions to train on; lower it")
+        return self
+
+
+class EvaluationConfig(Config):
+    """What the report is based on. All prompts are fresh: no stage has used them."""
+
+    prompts: PositiveInt = 400
+    """Fresh prompts on which policies are compared, one response each."""
+    frontier_prompts: PositiveInt = 32
+    """Of these, prompts on which the reference is sampled many times for the analytic optimum and best-of-n."""
+    frontier_samples: PositiveInt = 64
+    """Samples of the reference for each of them."""
+    questions: PositiveInt = 200
+    """Held-out best-of-K questions for the accuracy of the reward models."""
+    shown: NonNegativeInt = 12
+    """Prompts whose responses the report shows, chosen at random."""
+
+
+class LoopConfig(Config):
+    """The loop of Ziegler et al. 2019: prompts, labels, reward model, PPO, again; then evaluation and a report."""
+
+    seed: int = 1
+    """Everything random is derived from it."""
+    model: str = "asset:storyteller"
+    """Hugging Face folder or hub name of a causal language model, or ``asset:NAME`` for an embedded one."""
+    pad_token: str | None = None
+    """A token to pad with, where the tokenizer has none or the wrong one."""
+    prompts: str = "asset:prompts"
+    """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote."""
+    passages: bool = False
+    """Cut every passage that the task's rule finds in a text, not only its first: for books and other long texts."""
+    labeler: str = "score:positive"
+    """Who answers: ``score:SPEC`` (a known score as a mock labeler) or ``labels:FILE`` (labels that somebody gave before)."""
+    task: TaskConfig = TaskConfig()
+    """Where prompts and responses begin and end."""
+    sft: SFTConfig | None = None
+    """Supervised fine-tuning of the model before everything else; null: none."""
+    labels: LabelsConfig = LabelsConfig()
+    """Questions and rounds."""
+    reward: RewardConfig = RewardConfig()
+    """The reward model."""
+    ppo: PPOConfig = PPOConfig()
+    """Tuning the policy."""
+    baseline_sft: SFTConfig | None = SFTConfig()
+    """Supervised fine-tuning on the chosen responses, to compare with; null: none."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Comparisons at the end."""
+    threads: NonNegativeInt = 0
+    """CPU threads; 0: as many as cores. Part of a run, since it can change the last bits of a number."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Longest time between two checkpoints of a training. Never changes a result."""
+    self_test: bool = True
+    """Before the first stage, check on a tiny problem that reward, KL, advantage and labels have the right sign."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LoopConfig:
+        steps = self.ppo.episodes // self.ppo.batch_size
+        if self.labels.rounds > steps:
+            raise ValueError(f"labels.rounds {self.labels.rounds} is more than the {steps} steps of ppo; raise ppo.episodes or lower it")
+        if self.evaluation.frontier_prompts > self.evaluation.prompts:
+            raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
+        return self

@@ -1,0 +1,149 @@
+"""What the stages of one run share: places, models, the task, prompts, labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from humanward.data import Task, TaskConfig
+from humanward.data.batches import left_pad
+from humanward.errors import UserError
+from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
+from humanward.models import Policy, SamplingSettings, context_length, fingerprint, sample_responses
+from humanward.models.sampling import Samples
+from humanward.records import Prompt, Response, read_jsonl
+from humanward.rounds.config import LoopConfig
+from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed
+from humanward.trainers import Episodes, Progress, Surroundings
+
+
+class Context:
+    """The surroundings of a stage."""
+
+    def __init__(
+        self, folder: RunFolder, config: LoopConfig, accelerator: Accelerator, progress: Progress, stop: StopFlag,
+        labelers: Sequence[Labeler] | None,
+    ) -> None:  # fmt: skip
+        self.folder, self.config, self.accelerator, self.progress, self.stop = folder, config, accelerator, progress, stop
+        self.log = folder.metrics_log()
+        self.timings = MetricsLog(folder.timings)
+        self._labelers = labelers
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+    @cached_property
+    def reference_folder(self) -> str:
+        """Where the reference is: the fine-tuned model, or the given one."""
+        return str(self.path / "sft") if self.config.sft is not None else self.config.model
+
+    def policy(self, folder: str | Path, *, value_head: bool = False) -> Policy:
+        return Policy.load(folder, value_head=value_head, pad_token=self.config.pad_token).to(self.accelerator.device)
+
+    def policy_before(self, round: int) -> str | Path:
+        """The policy that round ``round`` starts from."""
+        return self.reference_folder if round == 1 else self.path / f"rounds/{round - 1}/policy"
+
+    @cached_property
+    def task(self) -> Task:
+        reference = self.policy(self.reference_folder)
+        return Task(self.config.task, reference.tokenizer, context_length=context_length(reference.model))
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """``training`` or ``evaluation`` prompts, as the first stage wrote them."""
+        path = self.path / "prompts" / f"{split}.jsonl"
+        return [Prompt.from_json(row, f"{path}:{line}") for line, row in read_jsonl(path)]
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.folder.labels)
+
+    @cached_property
+    def score(self) -> Score | None:
+        """The labeler's score, where it is known."""
+        kind, _, spec = self.config.labeler.partition(":")
+        return load_score(spec) if kind == "score" and self._labelers is None else None
+
+    @cached_property
+    def labelers(self) -> Sequence[Labeler]:
+        if self._labelers is not None:
+            return self._labelers
+        if self.score is None:
+            return []
+        names = [
+            f"mock-{number}" for number in range(1, (self.config.labels.overlap_labels if self.config.labels.overlap_share else 1) + 1)
+        ]
+        return [ScoreLabeler(name, self.score, self.config.labels.noise, self.config.seed) for name in names]
+
+    def surroundings(self, stage: str) -> Surroundings:
+        return Surroundings(
+            Checkpoints(self.folder.checkpoints / stage), self.log, self.stop, self.progress, self.config.checkpoint_seconds,
+            self.accelerator.is_main_process,
+        )  # fmt: skip
+
+    def seed(self, stream: str, *indices: int) -> int:
+        return derive_seed(self.config.seed, stream, *indices)
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        stream: str,
+        *indices: int,
+        num_responses: int = 1,
+        settings: SamplingSettings | None = None,
+    ) -> tuple[Tensor, Tensor, Samples]:
+        """(prompt ids, prompt mask, samples); one seed per response, derived from the stream, the prompt's place and the response's."""
+        ids, mask = (x.to(self.accelerator.device) for x in left_pad([p.tokens for p in prompts], policy.pad_id))
+        seeds = [self.seed(stream, *indices, row, k) for row in range(len(prompts)) for k in range(num_responses)]
+
+        samples = sample_responses(
+            policy,
+            ids,
+            mask,
+            settings or sampling_settings(self.config.task),
+            seeds=seeds,
+            num_responses=num_responses,
+            check=self.stop.check,
+        )
+        return ids, mask, samples
+
+    def episodes(self, policy: Policy, prompts: Sequence[Prompt], stream: str, *indices: int) -> Episodes:
+        ids, mask, samples = self.sample(policy, prompts, stream, *indices)
+        return Episodes(ids, mask, samples.responses[:, 0], samples.response_mask[:, 0])
+
+    def responses(self, tokens: Tensor, mask: Tensor, policy: Policy, source: str, name: str) -> list[Response]:
+        """Sampled rows as records."""
+        task, tokenizer = self.config.task, fingerprint(policy.tokenizer)
+        sampling: dict[str, Any] = {"temperature": task.temperature, "top_k": task.top_k, "top_p": task.top_p}
+        rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+        return [Response(self.task.decode(row), tuple(row), source, name, tokenizer, sampling) for row in rows]
+
+
+def sampling_settings(task: TaskConfig) -> SamplingSettings:
+    return SamplingSettings(task.response_length, task.temperature, task.top_k, task.top_p, task.stop_at_eos, task.suppress_special_tokens)
+
+
+def weights_hash(policy: Policy) -> str:
+    """Which policy wrote a response: a hash of its weights."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(policy.model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_settings(config: LoopConfig) -> None:
+    """What no single section can know. Raises UserError before anything is computed."""
+    if config.labeler.partition(":")[0] not in ("score", "labels") or ":" not in config.labeler:
+        raise UserError(f"labeler: {config.labeler!r}: expected score:SPEC (for example score:positive) or labels:FILE")
+    if config.sft is not None and config.sft.texts is None:
+        raise UserError("sft.texts: not set; give texts to fine-tune on, or turn the stage off with sft=null")

@@ -1,0 +1,210 @@
+"""The online loop as a list of stages on one run folder: whatever is not there yet is made, so that stopping and starting again continues."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from humanward.config import dump_yaml
+from humanward.errors import UserError
+from humanward.feedback import Labeler
+from humanward.rounds.config import LoopConfig
+from humanward.rounds.context import Context, check_settings
+from humanward.rounds.stages import ask, baseline, collect, evaluate, export, fit_reward, prepare_prompts, supervise, tune
+from humanward.storage import RunFolder, StopFlag, verify_folder, write_json
+from humanward.storage.files import write_bytes
+from humanward.trainers import Progress
+from humanward.trainers.run import silent
+from humanward.trainers.selftest import self_test
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the loop; it is done when its output folder is there and whole."""
+
+    name: str
+    round: int
+    output: str
+    """Relative to the run folder."""
+    work: Callable[[Context, int, Path], None]
+    """Writes the stage's results into the given temporary folder."""
+    all_processes: bool = False
+    """Trainings run on every process, the rest on the main one."""
+
+
+def stages(config: LoopConfig) -> list[Stage]:
+    """The stages of a run, in order."""
+    listed = [Stage("prompts", 0, "prompts", prepare_prompts)]
+    if config.sft is not None:
+        listed.append(Stage("sft", 0, "sft", supervise, all_processes=True))
+    for number in range(1, config.labels.rounds + 1):
+        folder = f"rounds/{number}"
+        listed += [
+            Stage("sample", number, f"{folder}/questions", ask),
+            Stage("label", number, f"{folder}/labels", collect),
+            Stage("reward", number, f"{folder}/reward", fit_reward, all_processes=True),
+            Stage("ppo", number, f"{folder}/policy", tune, all_processes=True),
+        ]
+    if config.baseline_sft is not None:
+        listed.append(Stage("baseline_sft", 0, "baseline_sft", baseline, all_processes=True))
+    return [*listed, Stage("export", 0, "policy", export), Stage("evaluate", 0, "evaluation", evaluate)]
+
+
+class Loop:
+    """A run folder and what is still to be done in it.
+
+    Args:
+        folder: made by the first run; a folder of an earlier run is continued with its own settings.
+        config: settings; None: those of the folder.
+        labelers: who answers the questions; None: what ``config.labeler`` says.
+        progress: told about every step.
+        stop: asked at every safe point.
+    """
+
+    def __init__(
+        self, folder: Path | str, config: LoopConfig | None = None, *, labelers: Sequence[Labeler] | None = None, progress: Progress = silent,
+        stop: StopFlag | None = None, accelerator: Accelerator | None = None,
+    ) -> None:  # fmt: skip
+        self.folder = RunFolder(folder)
+        self.config = self._settled(config)
+        self.stages = stages(self.config)
+        self.accelerator = accelerator or Accelerator()
+        self.context = Context(self.folder, self.config, self.accelerator, progress, stop or StopFlag(), labelers)
+
+    def pending(self) -> list[Stage]:
+        """Stages that are not done, in order. A stage behind one that is missing counts as missing: it was made from something else."""
+        for number, stage in enumerate(self.stages):
+            if verify_folder(self.folder.path / stage.output) is not None:
+                return self.stages[number:]
+        return []
+
+    def run(self, only: str | None = None) -> list[Stage]:
+        """Do what is pending.
+
+        Args:
+            only: a stage's name: do just the next stage, which must be of that name.
+
+        Returns:
+            The stages done by this call.
+
+        Raises:
+            UserError: ``only`` is not what comes next.
+            Stopped: a signal came; everything done is saved.
+        """
+        with self._locked():
+            self._start()
+            pending = self.pending()
+            if only is not None:
+                pending = self._next_named(pending, only)
+            for stage in pending:
+                self._do(stage)
+            if not self.pending():
+                self._note("done", 0)
+            return pending
+
+    def _settled(self, config: LoopConfig | None) -> LoopConfig:
+        if not self.folder.started:
+            if config is None:
+                raise UserError(
+                    f"{self.folder.path}: no run here yet; start one with `humanward loop {self.folder.path} --model … --prompts …`"
+                )
+            return config
+        kept = LoopConfig.load(self.folder.config)
+        if config is not None and config != kept:
+            names = [name for name in LoopConfig.model_fields if getattr(config, name) != getattr(kept, name)]
+            raise UserError(
+                f"{self.folder.config}: this run has other settings ({', '.join(names)}); continue it without settings, "
+                "or choose a new run folder"
+            )
+        return kept
+
+    def _start(self) -> None:
+        check_settings(self.config)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        if self.accelerator.is_main_process:
+            if not self.folder.started:
+                write_bytes(self.folder.config, dump_yaml(self.config).encode())
+            self.folder.record_environment(self.config.seed, torch.get_num_threads())
+        if self.config.self_test and self.pending() == self.stages:
+            self_test()
+        self.accelerator.wait_for_everyone()
+
+    def _do(self, stage: Stage) -> None:
+        from humanward.storage import atomic_folder
+
+        self.context.stop.check()
+        self._note(stage.name, stage.round)
+        started = time.monotonic()
+        reset_peak_memory()
+        output = self.folder.path / stage.output
+        main = self.accelerator.is_main_process
+        if main:
+            with atomic_folder(output) as temporary:
+                stage.work(self.context, stage.round, temporary)
+        elif stage.all_processes:
+            stage.work(self.context, stage.round, output)
+        self.accelerator.wait_for_everyone()
+        if main:
+            if stage.name in ("sft", "reward", "baseline_sft"):  # PPO's are read again in the next round
+                shutil.rmtree(self.folder.checkpoints / (f"{stage.name}-{stage.round}" if stage.round else stage.name), ignore_errors=True)
+            self.context.timings.append(
+                {
+                    "stage": stage.name, "round": stage.round, "step": 0, "seconds": round(time.monotonic() - started, 3),
+                    "peak_memory_bytes": peak_memory(),
+                }
+            )  # fmt: skip
+
+    def _note(self, stage: str, round: int) -> None:
+        if self.accelerator.is_main_process:
+            write_json(self.folder.state, {"stage": stage, "round": round})
+
+    def _next_named(self, pending: list[Stage], name: str) -> list[Stage]:
+        known = [stage.name for stage in self.stages]
+        if name not in known:
+            raise UserError(f"{self.folder.path}: this run has no stage {name} (it is turned off in config.yaml)")
+        if not pending or name not in [stage.name for stage in pending]:
+            raise UserError(f"{self.folder.path}: {name} is done already")
+        # Stages without a command of their own come along with the next one that has.
+        ahead = [stage for stage in pending if stage.name not in ("prompts", "export")]
+        if ahead[0].name != name:
+            round_ = f" of round {ahead[0].round}" if ahead[0].round else ""
+            raise UserError(f"{self.folder.path}: the next stage is {ahead[0].name}{round_}; run `humanward {ahead[0].name}` first")
+        return pending[: pending.index(ahead[0]) + 1]
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        with self.folder.lock():
+            yield
+
+
+def reset_peak_memory() -> None:
+    """Count the process's peak memory anew from here, where the system allows it (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> int:
+    """Bytes; since ``reset_peak_memory`` on Linux, of the whole process elsewhere."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

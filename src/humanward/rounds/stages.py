@@ -1,0 +1,241 @@
+"""What each stage of the loop does, from the run folder into a temporary folder that becomes its output when all is well."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+
+from humanward.data import Task, demonstrations, iter_texts, text_windows
+from humanward.data.batches import epoch_order, index_order
+from humanward.data.demonstrations import Demonstration
+from humanward.errors import UserError
+from humanward.feedback import Snapshot, answer_questions
+from humanward.maths.schedules import labels_required
+from humanward.models import Policy, RewardModel, context_length, load_causal_lm
+from humanward.models.loading import resolve
+from humanward.records import Comparison, Prompt, Question, Response, read_jsonl, write_jsonl
+from humanward.records.nouns import question_id
+from humanward.rounds.assessment import assess
+from humanward.rounds.context import Context, weights_hash
+from humanward.storage import generator, write_json
+from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, choices, train
+from humanward.trainers.scoring import truncated
+
+PROMPTS_AT_MOST = 100_000
+"""Prompts that a run takes from its source; more would only be read to be thrown away."""
+QUESTIONS_AT_ONCE = 256
+
+
+def prepare_prompts(context: Context, round: int, output: Path) -> None:
+    """Cut the source into prompts and set some aside, by lot, that no training sees."""
+    config = context.config
+    task = context.task
+    source = config.prompts
+    if source.startswith("asset:"):
+        source = str(Path(resolve("asset:storyteller")).parent / f"{source.removeprefix('asset:')}.jsonl.gz")
+    found = list(islice(task.iter_prompts(iter_texts(source), passages=config.passages), PROMPTS_AT_MOST))
+    unique = list({p.tokens: p for p in found}.values())
+    wanted = config.evaluation.prompts
+    if len(unique) < 2 * wanted:
+        raise UserError(
+            f"prompts: {config.prompts} gives {len(unique)} different prompts under the task's rule, but the evaluation sets aside {wanted} fresh "
+            f"ones and training needs as many; give more texts, set passages=true, or lower evaluation.prompts to {len(unique) // 2}"
+        )
+    order = epoch_order(context.seed("prompt split"), 0, len(unique))
+    write_jsonl(output / "evaluation.jsonl", (unique[i].to_json() for i in order[:wanted]))
+    write_jsonl(output / "training.jsonl", (unique[i].to_json() for i in order[wanted:]))
+
+
+def supervise(context: Context, round: int, output: Path) -> None:
+    """Fine-tune the given model on texts; what comes out is the reference of everything that follows."""
+    settings = context.config.sft
+    assert settings is not None and settings.texts is not None
+    policy = context.policy(context.config.model)
+    task = Task(context.config.task, policy.tokenizer, context_length=context_length(policy.model))
+    texts = list(iter_texts(settings.texts))
+    with_answers = any(text.response is not None for text in texts)
+    rows = demonstrations(task, texts) if with_answers else text_windows(task, texts, settings.max_length)
+    trainer = SFTTrainer(policy, list(rows), settings, seed=context.seed("sft"), accelerator=context.accelerator)
+    train(trainer, context.surroundings("sft"), stage="sft")
+    save(context, policy, output)
+
+
+def questions_of_round(context: Context, round: int) -> int:
+    """New questions to ask before PPO goes on in this round: the schedule's, less those asked before."""
+    labels, episodes = context.config.labels, context.config.ppo.episodes
+    required = [
+        labels_required(first_step(context, r) * context.config.ppo.batch_size, episodes, labels.initial, labels.total)
+        for r in (round - 1, round)
+    ]
+    return required[1] - (required[0] if round > 1 else 0)
+
+
+def first_step(context: Context, round: int) -> int:
+    """The step of PPO at which a round begins; the rounds share the steps evenly."""
+    total = context.config.ppo.episodes // context.config.ppo.batch_size
+    return total * (round - 1) // context.config.labels.rounds
+
+
+def ask(context: Context, round: int, output: Path) -> None:
+    """Sample K responses to the round's prompts; validation questions have half theirs from the reference, half from the policy."""
+    config = context.config
+    count = questions_of_round(context, round)
+    if config.labeler.startswith("labels:"):
+        questions, _ = given_labels(context)
+        write_jsonl(output / "questions.jsonl", (q.to_json() for q in questions))
+        return
+    prompts = context.prompts("training")
+    asked = sum(questions_of_round(context, r) for r in range(1, round))
+    chosen = [prompts[i] for i in index_order(context.seed("question prompts"), asked, count, len(prompts))]
+    policy = context.policy(context.policy_before(round))
+    reference = policy if round == 1 else context.policy(context.reference_folder)
+    validation = int(count * config.labels.validation_share)
+    overlap = int(count * config.labels.overlap_share)
+    questions: list[Question] = []
+    for start in range(0, count, QUESTIONS_AT_ONCE):
+        part = chosen[start : start + QUESTIONS_AT_ONCE]
+        splits = ["validation" if start + i < validation else "train" for i in range(len(part))]
+        responses = question_responses(context, policy, reference, part, splits, round, start)
+        for i, (prompt, split, row) in enumerate(zip(part, splits, responses, strict=True)):
+            # Overlapping questions are counted from the end, so that validation and overlap meet only where both are large.
+            several = config.labels.overlap_labels if start + i >= count - overlap else 1
+            questions.append(Question(question_id(prompt, row, round=round), prompt, row, "best_of_k", round, split, several))  # pyright: ignore
+        context.progress("sample", len(questions), count, {})
+    write_jsonl(output / "questions.jsonl", (q.to_json() for q in {q.id: q for q in questions}.values()))
+
+
+def question_responses(
+    context: Context, policy: Policy, reference: Policy, prompts: Sequence[Prompt], splits: Sequence[str], round: int, start: int
+) -> list[tuple[Response, ...]]:
+    """K truncated responses per prompt."""
+    K = context.config.labels.responses_per_question
+    from_reference = K // 2
+    rows: list[list[Response]] = [[] for _ in prompts]
+    shares = [(policy, "policy", [K - from_reference if split == "validation" else K for split in splits])]
+    shares.append((reference, "reference", [from_reference if split == "validation" else 0 for split in splits]))
+    for model, source, counts in shares:
+        name = weights_hash(model) if any(counts) else ""
+        for k in sorted(set(counts) - {0}):
+            where = [i for i, n in enumerate(counts) if n == k]
+            _, _, samples = context.sample(model, [prompts[i] for i in where], f"questions {source} {k}", round, start, num_responses=k)
+            flat, flat_mask = samples.responses.flatten(0, 1), samples.response_mask.flatten(0, 1)
+            mask, _ = truncated(context.task, flat, flat_mask)
+            records = context.responses(flat, mask, model, source if round > 1 or source == "reference" else "policy", name)
+            for number, i in enumerate(where):
+                rows[i] += records[number * k : (number + 1) * k]
+    return [tuple(row) for row in rows]
+
+
+def collect(context: Context, round: int, output: Path) -> None:
+    """Put the round's questions to the labelers through the store and freeze all labels so far."""
+    path = context.path / f"rounds/{round}/questions/questions.jsonl"
+    questions = [Question.from_json(row, f"{path}:{line}") for line, row in read_jsonl(path)]
+    if context.config.labeler.startswith("labels:"):
+        given, labels = given_labels(context)
+        Snapshot.of(given, labels).save(output / "snapshot.jsonl")
+        return
+    wanted = sum(q.overlap for q in questions)
+    done = 0
+
+    def on_answer(_: object) -> None:
+        nonlocal done
+        done += 1
+        context.progress("label", done, wanted, {})
+
+    for start in range(0, len(questions), context.config.labels.outstanding):
+        context.store.add_questions(questions[start : start + context.config.labels.outstanding])
+        answer_questions(context.store, context.labelers, on_answer, lambda: context.stop.requested)
+        context.stop.check()
+    context.store.snapshot(round).save(output / "snapshot.jsonl")
+
+
+def given_labels(context: Context) -> tuple[list[Question], list]:
+    """Labels that somebody gave before, from a file."""
+    from humanward.data.label_files import read_labels
+
+    return read_labels(context.config.labeler.removeprefix("labels:"), context.task)
+
+
+def comparisons(context: Context, round: int) -> tuple[list[Comparison], list[Comparison]]:
+    """(training, validation) of a round: a round's own validation questions are held out, those of earlier rounds are trained on."""
+    snapshot = Snapshot.load(context.path / f"rounds/{round}/labels/snapshot.jsonl")
+    held_out = {q.id for q in snapshot.questions if q.split == "validation" and q.round == round}
+    both: tuple[list[Comparison], list[Comparison]] = ([], [])
+    for comparison in snapshot.comparisons():
+        both[comparison.question_id in held_out].append(comparison)
+    return both
+
+
+def new_reward_model(context: Context, round: int) -> RewardModel:
+    """The reference's trunk with a random head: each round begins anew (2019)."""
+    model = load_causal_lm(resolve(context.reference_folder))
+    return RewardModel(model, context.task.tokenizer, generator=generator(context.config.seed, "reward head", round))
+
+
+def fit_reward(context: Context, round: int, output: Path) -> None:
+    """Fit a new reward model to all labels so far and measure it on the round's validation questions."""
+    training, validation = comparisons(context, round)
+    settings = context.config.reward
+    prompts = context.prompts("training")
+    needed = settings.normalize_samples
+    chosen = [prompts[i] for i in index_order(context.seed("normalization prompts", round), 0, needed, len(prompts))]
+    episodes = context.episodes(context.policy(context.reference_folder), chosen, "normalization", round)
+    trainer = RewardTrainer(
+        new_reward_model(context, round), training, settings, reference_episodes=episodes, seed=context.seed("reward", round),
+        accelerator=context.accelerator,
+    )  # fmt: skip
+    train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
+    if context.accelerator.is_main_process:
+        trainer.reward_model.save(output)
+        chosen_responses = choices(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64) if validation else []
+        right = [choice == c.target for choice, c in zip(chosen_responses, validation, strict=True)]
+        write_json(output / "validation.json", {"round": round, "questions": len(right), "correct": sum(right), "labels": len(training)})
+
+
+def tune(context: Context, round: int, output: Path) -> None:
+    """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
+    config = context.config
+    policy = context.policy(context.reference_folder, value_head=True)
+    trainer = PPOTrainer(
+        policy, context.policy(context.reference_folder).requires_grad_(False).eval(), RewardModel.load(context.path / f"rounds/{round}/reward"),
+        [p.tokens for p in context.prompts("training")], config.ppo, task=context.task, seed=context.seed("ppo"),
+        accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
+    )  # fmt: skip
+    train(trainer, context.surroundings("ppo"), stage="ppo", round=round, until=first_step(context, round + 1))
+    save(context, policy, output)
+
+
+def baseline(context: Context, round: int, output: Path) -> None:
+    """Ziegler's supervised baseline: maximum likelihood of the responses that the labelers chose."""
+    settings = context.config.baseline_sft
+    assert settings is not None
+    training, validation = comparisons(context, context.config.labels.rounds)
+    chosen = [(c.prompt, c.responses[int(c.target)]) for c in training + validation]  # pyright: ignore[reportArgumentType]
+    rows = [Demonstration(prompt.tokens, response.tokens, prompt.id) for prompt, response in chosen if response.tokens]
+    policy = context.policy(context.reference_folder)
+    trainer = SFTTrainer(policy, rows, settings, seed=context.seed("baseline_sft"), accelerator=context.accelerator)
+    train(trainer, context.surroundings("baseline_sft"), stage="baseline_sft")
+    save(context, policy, output)
+
+
+def export(context: Context, round: int, output: Path) -> None:
+    """The tuned policy as an ordinary Hugging Face folder."""
+    last = context.path / f"rounds/{context.config.labels.rounds}/policy"
+    for file in sorted(last.iterdir()):
+        if file.name not in ("manifest.json", "value_head.safetensors"):
+            shutil.copyfile(file, output / file.name)
+
+
+def evaluate(context: Context, round: int, output: Path) -> None:
+    """Compare on fresh prompts; write results.json and samples.jsonl."""
+    results, samples = assess(context)
+    write_json(output / "results.json", results)
+    write_jsonl(output / "samples.jsonl", samples)
+
+
+def save(context: Context, policy: Policy, output: Path) -> None:
+    if context.accelerator.is_main_process:
+        policy.save(output)

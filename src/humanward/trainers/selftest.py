@@ -1,0 +1,121 @@
+"""Before a run: does everything push in the right direction? A few seconds on a problem so small that the answer is known.
+
+Ziegler et al. 2019, section 4.4: a refactoring flipped the sign of the reward and of the KL term at once, and the night's run optimised
+fluently for the worst. These checks use the very trainers of the run, so a wrong sign anywhere in them is caught before it costs a night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from humanward.data import Task, TaskConfig
+from humanward.errors import RunError
+from humanward.models import Policy, RewardModel
+from humanward.records import Comparison, Prompt, Response
+from humanward.trainers.ppo import PPOConfig, PPOTrainer
+from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
+from humanward.trainers.scoring import Episodes
+
+WORDS = ("good", "bad", "w2", "w3", "w4", "w5")
+GOOD, BAD = 2, 3
+
+
+def tiny_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """One token per word, behind an end and a pad token: words[i] is token i + 2."""
+    vocabulary = {token: i for i, token in enumerate(("<end>", "<pad>", *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+
+
+def tiny_policy(*, seed: int = 0, value_head: bool = False, words: Sequence[str] = WORDS, width: int = 16, layers: int = 1) -> Policy:
+    """A random language model over a handful of words."""
+    tokenizer = tiny_tokenizer(words)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
+                max_position_embeddings=32, tie_word_embeddings=False, initializer_range=0.3, bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            )
+        )  # fmt: skip
+    return Policy(model, tokenizer, value_head=value_head)
+
+
+def tiny_task(policy: Policy, *, response_length: int = 2) -> Task:
+    config = TaskConfig(
+        prompt_start=None, prompt_end=None, truncate_token=None, prompt_length=2, response_length=response_length, temperature=1.0
+    )
+    return Task(config, policy.tokenizer)
+
+
+def self_test() -> None:
+    """Run all checks.
+
+    Raises:
+        RunError: something pushes the wrong way; training with it would optimise for the worst.
+    """
+    check_label_sign()
+    check_reward_sign()
+    check_kl_sign()
+
+
+def check_label_sign() -> None:
+    """A reward model fitted to a labeler who always prefers "good" must score "good" higher."""
+    policy = tiny_policy()
+    prompt = Prompt("p", "w2", (4,))
+    answers = [Response(WORDS[token - 2], (token,)) for token in range(2, len(WORDS) + 2)]
+    others = [a for a in answers if a.tokens != (GOOD,)]
+    rows = [Comparison(prompt, (a, answers[0]), "best_of_k", 1) for a in others] * 8
+    episodes = Episodes(*_blocks([(4,)] * 6), *_blocks([a.tokens for a in answers]))
+    config = RewardConfig(lr=1e-2, batch_size=len(others), normalize_samples=6)
+    trainer = RewardTrainer(
+        RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(0)), rows, config, reference_episodes=episodes
+    )
+    trainer.start()
+    for index in range(trainer.total_steps):
+        trainer.step(index)
+    trainer.finish()
+    if choices(trainer.reward_model, rows) != [1] * len(rows):
+        _fail("a reward model fitted to a labeler who prefers one word does not score it highest", "labels or the reward loss")
+
+
+def check_reward_sign() -> None:
+    """PPO on a score of 1 for "good" and 0 otherwise must make "good" likelier."""
+    policy = tiny_policy(value_head=True)
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [float(response.split().count("good")) for response in responses]
+
+    config = PPOConfig(episodes=64 * 12, batch_size=64, lr=3e-3, lr_schedule="constant", kl_coef=0.01, kl_target=None)
+    metrics = PPOTrainer(policy, policy.frozen_copy(), score, [(4,)], config, task=tiny_task(policy)).run()
+    if metrics[0]["first_ratio_error"] > 1e-3:
+        _fail("log-probabilities while sampling differ from those of a forward pass", "the temperature, the positions or the masks")
+    if not metrics[-1]["score"] > metrics[0]["score"] + 0.2:
+        _fail("the score that PPO optimises does not rise", "the reward or the advantages")
+
+
+def check_kl_sign() -> None:
+    """With no score at all, the KL penalty must bring a policy back to its reference."""
+    policy, reference = tiny_policy(seed=1, value_head=True), tiny_policy(seed=2)
+    config = PPOConfig(episodes=64 * 12, batch_size=64, lr=3e-3, lr_schedule="constant", kl_coef=1.0, kl_target=None)
+    trainer = PPOTrainer(policy, reference, lambda prompts, responses: [0.0] * len(responses), [(4,)], config, task=tiny_task(policy))
+    metrics = trainer.run()
+    if not metrics[0]["kl"] > 0:
+        _fail("the KL between two different policies is not positive", "the KL term or the reference's log-probabilities")
+    if not metrics[-1]["kl"] < 0.8 * metrics[0]["kl"]:
+        _fail("the KL penalty does not bring the policy back to its reference", "the KL term or the advantages")
+
+
+def _blocks(rows: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.tensor(rows)
+    return tokens, torch.ones_like(tokens, dtype=torch.bool)
+
+
+def _fail(what: str, suspects: str) -> None:
+    raise RunError(f"self-test: {what}; a sign is wrong in {suspects}. Nothing was trained; mend it before you run again")
