@@ -6,7 +6,8 @@ Reads imdb-train.jsonl.gz and sst2/{train,dev}.tsv of the folder. Training texts
 with the label of the review, and single sentences, so that the judge is calibrated on a continuation of one sentence as well as on a page.
 Scale, bias and length power are fitted on a tenth of the reviews and on sst2/dev, which the weights never saw. The end prints accuracy and
 calibration on imdb-test and sst2/test, which nothing is chosen by. Only hashes and weights are stored, no text.
-Needs scikit-learn and scipy.
+Needs scikit-learn and scipy,
+1.7 GB of memory and about three minutes of one core.
 """
 
 from __future__ import annotations

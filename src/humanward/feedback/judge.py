@@ -50,7 +50,8 @@ class NgramHasher:
             mixed = (mixed[:size] + ids[order:]) * _MIX[order]
             inside = rows[:size] == rows[order:]
             found.append((rows[:size][inside] << np.uint64(32)) | (mixed[inside] >> np.uint64(32)))
-        pairs = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+        pairs = np.sort(np.concatenate([*found, np.zeros(0, np.uint64)]))
+        pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]  # np.unique would hash, ten times slower
         return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
     def _word_hashes(self, texts: Sequence[str]) -> tuple[NDArray[np.uint64], list[int]]:

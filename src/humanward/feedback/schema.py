@@ -6,6 +6,7 @@ from sqlalchemy import (
     DDL,
     CheckConstraint,
     Column,
+    Computed,
     Float,
     Index,
     Integer,
@@ -36,11 +37,11 @@ questions = Table(
     Column("overlap", Integer, nullable=False),
     Column("leases", Integer, nullable=False, default=0),  # assignments in state "leased"
     Column("labels", Integer, nullable=False, default=0),  # assignments in state "answered"
+    Column("is_open", Integer, Computed("CASE WHEN labels + leases < overlap THEN 1 ELSE 0 END", persisted=True)),
     Column("body", Text, nullable=False),  # the question as JSON
     CheckConstraint("leases >= 0 AND labels >= 0 AND overlap >= 1"),
 )
-is_open = questions.c.labels + questions.c.leases < questions.c.overlap
-Index("open_questions", questions.c.position, sqlite_where=is_open, postgresql_where=is_open)
+Index("open_questions", questions.c.is_open, questions.c.position)
 Index("questions_by_round", questions.c.round, questions.c.position)
 
 assignments = Table(

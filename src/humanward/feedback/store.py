@@ -139,7 +139,7 @@ class Store:
         """Lend up to ``limit`` questions at once."""
         names, expires = schema.labelers, self._clock() + seconds
         with self._database.write() as connection:
-            self._free(connection, connection.execute(_EXPIRED, {"now": self._clock()}).all())
+            self._expire(connection)
             cursor = connection.scalar(select(names.c.cursor).where(names.c.name == labeler))
             if cursor is None:
                 connection.execute(insert(names), {"name": labeler, "cursor": 0})
@@ -223,6 +223,7 @@ class Store:
                 target = connection.execute(newest).one_or_none()
                 if target is None:
                     return None
+                self._expire(connection)
                 if target.kind != "flag":
                     self._reopen(connection, labeler, target, seconds)
                 done = log.append("undo", target.question_id, labeler, client_event_id, {"kind": target.kind}, target=target.seq)
@@ -259,7 +260,7 @@ class Store:
             other = other.join_from(view, table, table.c.id == view.c.question_id).where(table.c.round == round)
         with self._database.read() as connection:
             totals = connection.execute(of_round.select_from(table)).one()
-            marks = dict(connection.execute(other).tuples().all())
+            marks = dict(iter(connection.execute(other)))
         return Counts(*totals, skipped=marks.get("skip", 0), flagged=marks.get("flag", 0))
 
     def labels_by(self, labelers: Iterable[str]) -> dict[str, int]:
@@ -268,7 +269,7 @@ class Store:
         names = list(labelers)
         query = select(mine.c.labeler, func.count()).where(mine.c.labeler.in_(names), mine.c.state == _ANSWERED).group_by(mine.c.labeler)
         with self._database.read() as connection:
-            return dict.fromkeys(names, 0) | dict(connection.execute(query).tuples().all())
+            return dict.fromkeys(names, 0) | dict(iter(connection.execute(query)))
 
     def snapshot(self, last_round: int | None = None) -> Snapshot:
         """The current labels of all rounds up to ``last_round`` with their questions, frozen, in an order that tells no time."""
@@ -287,6 +288,9 @@ class Store:
             return faults(connection)
 
     # Inside a transaction
+
+    def _expire(self, connection: Connection) -> None:
+        self._free(connection, connection.execute(_EXPIRED, {"now": self._clock()}).all())
 
     def _free(self, connection: Connection, held: Sequence[_Row]) -> int:
         keys = [{"the_question": row.question_id, "the_labeler": row.labeler, "new_state": _FREE} for row in held]
@@ -343,7 +347,7 @@ _of_labeler = and_(_mine.c.question_id == _asked.c.id, _mine.c.labeler == bindpa
 _PLACE = select(_asked, _mine.c.permutation, _mine.c.state, _mine.c.attempt).select_from(_asked.outerjoin(_mine, _of_labeler))
 _PLACE_OF = _PLACE.where(_asked.c.id == bindparam("question"))
 _NEXT = (
-    _PLACE.where(schema.is_open, _asked.c.position >= bindparam("cursor"), or_(_mine.c.state.is_(None), _mine.c.state == _FREE))
+    _PLACE.where(_asked.c.is_open == 1, _asked.c.position >= bindparam("cursor"), or_(_mine.c.state.is_(None), _mine.c.state == _FREE))
     .order_by(_asked.c.position)
     .limit(bindparam("limit"))
 )
