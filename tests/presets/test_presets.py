@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from importlib.resources import files
 
@@ -12,6 +11,7 @@ import yaml
 from humanward.config import preset_names
 from humanward.data import TaskConfig
 from humanward.data.sources import _parse
+from humanward.rounds import LoopConfig
 
 ZIEGLER = [f"ziegler2019_{task}_{size}" for task in ("sentiment", "descriptiveness", "cnndm", "tldr") for size in ("124m", "774m")]
 SOURCE = re.compile(r"\s# (P|C|Ours)\b")
@@ -73,11 +73,5 @@ def test_the_small_presets_have_the_values_of_the_released_code(task: str) -> No
 
 
 @pytest.mark.parametrize("name", preset_names())
-@pytest.mark.skipif(
-    importlib.util.find_spec("humanward.rounds") is None or not hasattr(importlib.import_module("humanward.rounds"), "LoopConfig"),
-    reason="humanward.rounds.LoopConfig is not there",
-)
 def test_a_preset_loads(name: str) -> None:
-    from humanward.rounds import LoopConfig
-
     LoopConfig.load(preset=name)
