@@ -110,11 +110,12 @@ def results(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "labeler": "score:positive", "seed": 1, "prompts": 512,
         "win_rates": [
-            {"policy": "ppo", "against": "reference", "wins": 441, "losses": 69, "ties": 2, "rate": 0.86328, "low": 0.8308, "high": 0.8904},
+            {"policy": "ppo", "against": "reference", "wins": 441, "losses": 69, "ties": 2, "rate": 0.86328, "low": 0.8308, "high": 0.89},
             {"policy": "ppo", "against": "sft", "wins": 379, "losses": 131, "ties": 2, "rate": 0.74219, "low": 0.7027, "high": 0.7782},
-            {"policy": "sft", "against": "reference", "wins": 322, "losses": 188, "ties": 2, "rate": 0.63086, "low": 0.5882, "high": 0.6715},
+            {"policy": "sft", "against": "reference", "wins": 322, "losses": 188, "ties": 2, "rate": 0.63086, "low": 0.588, "high": 0.671},
         ],
-        "scores": {"reference": {"mean": -1.903, "low": -1.985, "high": -1.82}, "ppo": {"mean": -0.271, "low": -0.316, "high": -0.229},
+        "scores": {"reference": {"mean": -1.903, "low": -1.985, "high": -1.82},
+                   "ppo": {"mean": -0.271, "low": -0.316, "high": -0.229},
                    "sft": {"mean": -1.387, "low": -1.462, "high": -1.311}},
         "kl": {"ppo": {"mean": 6.08, "low": 5.91, "high": 6.25}},
         "reward_model": [

@@ -69,8 +69,20 @@ def change(run: Path, **values: Any) -> None:
 
 def test_the_report_says_the_numbers_of_the_run(run: Path):
     text = page(run).text.replace("\u00a0", " ")
-    for expected in ("The PPO policy is preferred to the reference", "86.3 %", "83.1 to 89.0 %", "6.08 nats", "5,000 labels", "512 fresh prompts",
-                     "5.91 to 6.25", "score:positive", "61.8 %", "2 h 15 min", "1.9 GiB", "not a person"):  # fmt: skip
+    for expected in (
+        "The PPO policy is preferred to the reference",
+        "86.3 %",
+        "83.1 to 89.0 %",
+        "6.08 nats",
+        "5,000 labels",
+        "512 fresh prompts",
+        "5.91 to 6.25",
+        "score:positive",
+        "61.8 %",
+        "2 h 15 min",
+        "1.9 GiB",
+        "not a person",
+    ):
         assert expected in text, expected
     assert "What is missing" not in text
 
@@ -176,8 +188,9 @@ def test_a_torn_last_line_costs_only_itself(run: Path):
 @pytest.mark.parametrize("value", [None, "high", True, [], {}, float("nan"), float("inf"), 10**400, -0.1, 1.1])
 def test_a_rate_that_is_no_rate_is_left_out(run: Path, value: object):
     change(run, win_rates=[{"policy": "ppo", "against": "reference", "rate": value}])
-    assert summary(run)["win_rates"] == []
-    assert "win_rates[0] has no rate between 0 and 1" in page(run).text
+    found = summary(run)
+    assert found["win_rates"] == []
+    assert any("win_rates[0] has no rate between 0 and 1" in line for line in found["missing"])
 
 
 @pytest.mark.parametrize("key", ["win_rates", "scores", "kl", "reward_model", "frontier", "text_quality", "labels", "prompts", "labeler"])
@@ -242,18 +255,57 @@ def test_passwords_are_not_sent_along(run: Path, fixture: ModuleType):
 
 
 PAYLOADS = [
-    "<script>alert(1)</script>", "</style><script>alert(1)</script>", "</title><script>alert(1)</script>", "<img src=x onerror=alert(1)>",
-    "<svg onload=alert(1)>", "<svg><script href=//evil.example/x.js></script></svg>", "\"><script>alert(1)</script>", "' onmouseover='alert(1)",
-    "\" onfocus=alert(1) autofocus=\"", "<iframe src=https://evil.example></iframe>", "<a href=javascript:alert(1)>x</a>", "{{ 7*7 }}",
-    "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "<!-- ", "-->", "]]>", "<![CDATA[<script>alert(1)</script>]]>",
-    "<base href=//evil.example>", "<link rel=stylesheet href=//evil.example/x.css>", "<meta http-equiv=refresh content=0;url=//evil.example>",
-    "<form action=//evil.example><button>x</button></form>", "<details open ontoggle=alert(1)>", "<video><source onerror=alert(1)>",
-    "<math><mtext></p><style><img src=x onerror=alert(1)></style>", "<template><script>alert(1)</script></template>", "</p></div></section></main>",
-    "</svg><script>alert(1)</script>", "<text>", "</desc></title></svg>", "&lt;script&gt;alert(1)&lt;/script&gt;", "&#60;script&#62;", "\\x3cscript\\x3e",
-    "<scr\x00ipt>alert(1)</scr\x00ipt>", "\u202e<tpircs>", "\ufeff<script>", "＜script＞alert(1)＜/script＞", "<style>*{background:url(//evil.example)}</style>",
-    "style=x:expression(alert(1))", "$\\href{http://evil.example}{x}$", "$\\frac{", "%(name)s %s {0}", "<plaintext>", "<xmp>", "<noscript><p title=\"</noscript><img src=x onerror=alert(1)>\">",
-    "javascript:alert(1)//", "\r\n<script>alert(1)</script>", "<ſcript>alert(1)</ſcript>", "z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍a͛̒" * 20, "A" * 100_000,
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)>",
+    "<svg><script href=//evil.example/x.js></script></svg>",
+    '"><script>alert(1)</script>',
+    "' onmouseover='alert(1)",
+    '" onfocus=alert(1) autofocus="',
+    "<iframe src=https://evil.example></iframe>",
+    "<a href=javascript:alert(1)>x</a>",
+    "{{ 7*7 }}",
+    "{% include '/etc/passwd' %}",
+    "{{ ''.__class__.__mro__ }}",
+    "<!-- ",
+    "-->",
+    "]]>",
+    "<![CDATA[<script>alert(1)</script>]]>",
+    "<base href=//evil.example>",
+    "<link rel=stylesheet href=//evil.example/x.css>",
+    "<meta http-equiv=refresh content=0;url=//evil.example>",
+    "<form action=//evil.example><button>x</button></form>",
+    "<details open ontoggle=alert(1)>",
+    "<video><source onerror=alert(1)>",
+    "<math><mtext></p><style><img src=x onerror=alert(1)></style>",
+    "<template><script>alert(1)</script></template>",
+    "</p></div></section></main>",
+    "</svg><script>alert(1)</script>",
+    "<text>",
+    "</desc></title></svg>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "&#60;script&#62;",
+    "\\x3cscript\\x3e",
+    "<scr\x00ipt>alert(1)</scr\x00ipt>",
+    "\u202e<tpircs>",
+    "\ufeff<script>",
+    "＜script＞alert(1)＜/script＞",
+    "<style>*{background:url(//evil.example)}</style>",
+    "style=x:expression(alert(1))",
+    "$\\href{http://evil.example}{x}$",
+    "$\\frac{",
+    "%(name)s %s {0}",
+    "<plaintext>",
+    "<xmp>",
+    '<noscript><p title="</noscript><img src=x onerror=alert(1)>">',
+    "javascript:alert(1)//",
+    "\r\n<script>alert(1)</script>",
+    "<ſcript>alert(1)</ſcript>",
+    "z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍a͛̒" * 20,
+    "A" * 100_000,
+]
 
 
 def hostile(fixture: ModuleType, run: Path, payloads: list[str]) -> None:
@@ -273,7 +325,7 @@ def hostile(fixture: ModuleType, run: Path, payloads: list[str]) -> None:
     config = fixture.config() | {
         "model": take(2),
         "prompts": take(3),
-        text_key(take(4)): {"x": payloads},
+        take(4): {"x": payloads},
         "extra": {f"k{i}": t for i, t in enumerate(payloads)},
     }
     config["labels"] = {"total": take(5), "rounds": take(6), "responses_per_question": take(7)}
@@ -294,8 +346,8 @@ def hostile(fixture: ModuleType, run: Path, payloads: list[str]) -> None:
 
 def test_text_stays_text(run: Path, fixture: ModuleType):
     expected = page(run).tags
-    for start in range(0, len(PAYLOADS), 10):  # samples are shown up to 24, so the corpus is served in parts
-        part = PAYLOADS[start : start + 10]
+    for start in range(0, len(PAYLOADS), 24):  # samples are shown up to 24, so the corpus is served in parts
+        part = PAYLOADS[start : start + 24]
         hostile(fixture, run, part)
         html = build_report(run).read_text(encoding="utf-8")
         found = Page(html)

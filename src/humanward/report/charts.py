@@ -74,9 +74,12 @@ def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str,
             if item.low is not None and item.high is not None:
                 axes.plot([item.low, item.high], [-i, -i], color=BLUE, linewidth=6, alpha=0.3, solid_capstyle="butt")
             axes.plot([item.value], [-i], marker="o", markersize=8, color=BLUE, markeredgecolor=PAGE)
-            label = item.label if width == "wide" or len(item.label) <= 26 else f"{item.label[:25]}…"
+            room = 60 if width == "wide" else 26
+            label = item.label if len(item.label) <= room else f"{item.label[: room - 1]}…"
             backing = {"facecolor": PAGE, "edgecolor": "none", "pad": 1}
-            axes.text(0.004, -i + 0.32, label, ha="left", va="center", bbox=backing)
+            # Outside the layout: a long foreign name must not push the axes away.
+            name = axes.text(0.004, -i + 0.32, label, ha="left", va="center", bbox=backing)
+            name.set_in_layout(False)
             axes.text(0.996, -i + 0.32, f"{100 * item.value:.1f} %", ha="right", va="center", fontweight="bold", bbox=backing)
     return figure
 

@@ -70,7 +70,7 @@ SETTINGS: dict[str, object] = {
 
 @contextmanager
 def house_settings() -> Iterator[None]:
-    """matplotlib under ``SETTINGS`` whatever the user's own style is. The browser has the letters that matplotlib's font lacks."""
+    """Run matplotlib under ``SETTINGS`` whatever the user's own style is. The browser has the letters that matplotlib's font lacks."""
     with mpl.rc_context(mpl.rcParamsDefault), mpl.rc_context(SETTINGS), warnings.catch_warnings():  # pyright: ignore[reportArgumentType]
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -112,7 +112,7 @@ def _referenced(root: ElementTree.Element) -> list[str]:
             wanted.update(_REFERENCE.findall(value))
             if _local(key) == "href":
                 wanted.add(value.removeprefix("#"))
-    return [i for element in root.iter() if (i := element.get("id")) in wanted and i is not None]
+    return [i for element in root.iter() if (i := element.get("id", "")) in wanted]
 
 
 def _write(element: ElementTree.Element, ids: dict[str, str]) -> str:
