@@ -47,7 +47,7 @@ class Loop(Config):
     start: str | None = "."
     top_p: float | Literal["auto"] = 1.0
     sizes: tuple[int, ...] = (1, 2)
-    weights: dict[str, float] = {}  # noqa: RUF012  pydantic copies it
+    weights: dict[str, float] = {}
     data: Path = Path("texts.jsonl")
     ppo: Ppo = Ppo(lr=1e-5, kl_coef=0.3)
     sft: Sft | None = None

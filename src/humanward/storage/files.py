@@ -77,7 +77,8 @@ def make_folder(path: Path) -> None:
     """Make a folder and the ones above it, so that power loss does not take them again."""
     if path.is_dir():
         return
-    make_folder(path.parent)
+    if not path.parent.exists():
+        make_folder(path.parent)
     path.mkdir(exist_ok=True)
     fsync_path(path.parent)
 

@@ -95,7 +95,8 @@ def _seal(folder: Path) -> None:
         fsync_path(file)
         entries[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     with open(folder / MANIFEST, "wb") as manifest:
-        manifest.write(encode_json({"format": 1, "files": entries}, str(folder / MANIFEST)))
+        # without the last newline: each byte counts, so that a manifest cut short by one is found
+        manifest.write(encode_json({"format": 1, "files": entries}, str(folder / MANIFEST)).rstrip())
         manifest.flush()
         os.fsync(manifest.fileno())
     for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
