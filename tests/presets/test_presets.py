@@ -41,9 +41,9 @@ def test_every_value_names_its_source(name: str) -> None:
         if not is_value or SOURCE.search(line):
             continue
         above = ""
-        while number and lines[number - 1].startswith("#"):
+        while number and lines[number - 1].lstrip().startswith("#"):
             number -= 1
-            above = f" {lines[number]} {above}"
+            above = f" {lines[number].lstrip()} {above}"
         assert SOURCE.search(above), f"{name}: no source for {line!r}"
 
 
