@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 install_import_hook("humanward.maths", "beartype.beartype")
+
+# The same examples on every run, and no verdict by the clock: a busy machine is not a fault.
+settings.register_profile("humanward", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("humanward")
 
 
 @pytest.fixture(autouse=True)
