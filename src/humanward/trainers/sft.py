@@ -89,7 +89,7 @@ class SFTTrainer:
         disable_dropout(self.policy, self.config.dropout)
         self.updater.module.train()
         tokens = sum(len(d.response) for d in batch)
-        padded = batch + [Demonstration(batch[0].prompt, ())] * (-len(batch) % self.accelerator.num_processes)
+        padded = batch + [Demonstration(batch[0].prompt, (), "")] * (-len(batch) % self.accelerator.num_processes)
         own = padded[my_rows(self.accelerator, len(padded))]
         size = self.config.micro_batch_size or len(own)
 
