@@ -39,6 +39,11 @@ class Stage:
     all_processes: bool = False
     """Trainings run on every process, the rest on the main one."""
 
+    @property
+    def has_command(self) -> bool:
+        """Whether it can be asked for alone; the others come along with the next one that can."""
+        return self.name not in ("prompts", "baseline_sft", "export")
+
 
 def stages(config: LoopConfig) -> list[Stage]:
     """The stages of a run, in order."""
@@ -74,6 +79,8 @@ class Loop:
         stop: StopFlag | None = None, accelerator: Accelerator | None = None,
     ) -> None:  # fmt: skip
         self.folder = RunFolder(folder)
+        self.now: Stage | None = None
+        """The stage at work."""
         self.config = self._settled(config)
         self.stages = stages(self.config)
         self.accelerator = accelerator or Accelerator()
@@ -144,6 +151,7 @@ class Loop:
         from humanward.storage import atomic_folder
 
         self.context.stop.check()
+        self.now = stage
         self._note(stage.name, stage.round)
         started = time.monotonic()
         reset_peak_memory()
@@ -175,8 +183,7 @@ class Loop:
             raise UserError(f"{self.folder.path}: this run has no stage {name} (it is turned off in config.yaml)")
         if not pending or name not in [stage.name for stage in pending]:
             raise UserError(f"{self.folder.path}: {name} is done already")
-        # Stages without a command of their own come along with the next one that has.
-        ahead = [stage for stage in pending if stage.name not in ("prompts", "export")]
+        ahead = [stage for stage in pending if stage.has_command]
         if ahead[0].name != name:
             round_ = f" of round {ahead[0].round}" if ahead[0].round else ""
             raise UserError(f"{self.folder.path}: the next stage is {ahead[0].name}{round_}; run `humanward {ahead[0].name}` first")
