@@ -1,0 +1,57 @@
+"""Is there room on the disk for a whole run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from humanward.errors import UserError
+from humanward.storage import check_space
+
+if TYPE_CHECKING:
+    from humanward.rounds import LoopConfig
+
+BESIDES = 8 << 20
+"""Bytes for logs, labels, samples and the report."""
+CHECKPOINT = 3
+"""Weights and Adam's two moments."""
+AT_ONCE = 5
+"""Two checkpoints of PPO, two of another training, and one that is being written."""
+
+
+def bytes_needed(config: LoopConfig, weights: int) -> int:
+    """Most bytes that a run takes at a time, for a model whose weights take ``weights`` bytes in float32."""
+    folders = 2 * config.labels.rounds + (config.sft is not None) + (config.baseline_sft is not None) + 1
+    return (CHECKPOINT * AT_ONCE + folders) * weights + BESIDES
+
+
+def weight_bytes(model: str) -> int:
+    """Bytes of a model's weights in float32; 0 where the model is not here yet."""
+    from humanward.models import resolve
+
+    folder = Path(resolve(model))
+    return sum(_float32_bytes(file) for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+
+
+def _float32_bytes(file: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            sizes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file: {error}") from None
+    return sum(4 * _product(shape) for shape in sizes)
+
+
+def _product(shape: list[int]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def check_space_for(config: LoopConfig, folder: Path) -> None:
+    """Raises RunError when the disk has less room than the rest of the run may need."""
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    check_space(folder, max(bytes_needed(config, weight_bytes(config.model)) - there, 0))

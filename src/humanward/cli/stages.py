@@ -1,0 +1,34 @@
+"""``humanward sft | sample | label | reward | ppo | evaluate``: the next stage of a run, alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from humanward.cli.options import AsJson, Run, example
+from humanward.cli.running import run_loop
+
+WHAT = {
+    "sft": "Fine-tune the model on texts before anything else.",
+    "sample": "Let the policy write the responses of a round's questions.",
+    "label": "Put a round's questions to the labelers.",
+    "reward": "Fit a round's reward model to all labels so far.",
+    "ppo": "Tune the policy against a round's reward model.",
+    "evaluate": "Compare the policies on fresh prompts, and write the report.",
+}
+EXAMPLES = {"sft": "humanward sft runs/own || humanward status runs/own"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for name, what in WHAT.items():
+        text = f"{what}\n\nDoes the next stage of a run only, which must be this one: `humanward status` says which it is."
+        app.command(name, help=text, epilog=example(EXAMPLES.get(name, f"humanward {name} runs/own")))(_command(name))
+
+
+def _command(name: str) -> Callable[..., None]:
+    def command(run: Run, as_json: AsJson = False) -> None:
+        run_loop(run, None, only=name, as_json=as_json)
+
+    return command
