@@ -1,8 +1,8 @@
 """The one forward that everything uses: hidden states at response positions, the prompt computed once for its K responses.
 
 A row of the packed batch is [prompt | response 1 | ... | response K]. A response sees its prompt and its own past, never its siblings; its
-positions continue the prompt's. That is exact for every model whose attention is given by a mask; a model for which it is not (state spaces, a
-sliding window shorter than the row) is found by `packs_exactly` and served one response per row.
+positions continue the prompt's. That is exact for every model whose attention is given by a mask; a model for which it is not (state
+spaces) is found by `packs_exactly` and served one response per row, as is a prompt and response longer than a model's sliding window.
 """
 
 from __future__ import annotations
@@ -46,11 +46,16 @@ def response_hidden(
     """Run ``trunk`` (a model without its LM head) over left-padded prompts and right-padded responses.
 
     Args:
+        trunk: ids -> last hidden states, for example ``trunk_of(model)``.
+        prompts: left-padded.
+        prompt_mask: True = real token.
+        responses: right-padded.
+        response_mask: True = real token.
         packed: run [prompt | response 1 | ... | response K] as one row; otherwise repeat the prompt for each response. Same result.
     """
     B, P = prompts.shape
     K, R = responses.shape[1:]
-    if K == 1 or not packed:
+    if K == 1 or not packed or P + R > sliding_window(trunk):
         rows = _run(
             trunk,
             torch.cat([prompts.repeat_interleave(K, 0), responses.flatten(0, 1)], dim=1),
@@ -71,7 +76,7 @@ def siblings_apart(mask: Bool[Tensor, "B T"], P: int, K: int, R: int, dtype: tor
     T = mask.shape[1]
     group = torch.zeros(T, dtype=torch.long, device=mask.device)  # 0: prompt, k: response k
     group[P:] = torch.arange(1, K + 1, device=mask.device).repeat_interleave(R)
-    seen = (group[None, :] == 0) | (group[:, None] == group[None, :])
+    seen = (group == 0) | (group == group[:, None])
     allowed = torch.tril(seen.expand(T, T)) & mask[:, None, None, :]
     return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
@@ -87,7 +92,15 @@ def _run(trunk: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor | None =
 
 @lru_cache
 def takes_positions(kind: type) -> bool:
+    """Whether a trunk of this class can be told the position of each token."""
     return "position_ids" in inspect.signature(kind.forward).parameters
+
+
+def sliding_window(trunk: nn.Module) -> int:
+    """Tokens that the shortest attention of the model reaches back; within it, attention is full and may be given by a mask."""
+    config: Any = trunk.config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return window or 1 << 62
 
 
 @torch.no_grad()

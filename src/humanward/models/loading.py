@@ -50,6 +50,8 @@ def load_tokenizer(name: str | Path, *, pad_token: str | None = None, trust_remo
     """The tokenizer of a model.
 
     Args:
+        name: a folder, a hub name or `asset:NAME`.
+        trust_remote_code: let the model's own code run.
         pad_token: an existing token to pad with, where the tokenizer has none of its own or the wrong one.
 
     Raises:

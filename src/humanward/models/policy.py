@@ -10,13 +10,16 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
 from humanward.maths.logprobs import linear_logprobs
 from humanward.models.forward import packs_exactly, response_hidden
-from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
+from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
+
+_VALUE_HEAD = "value_head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,16 @@ class Policy(nn.Module):
     ) -> Self:  # fmt: skip
         """From a Hugging Face folder or hub name, or `asset:NAME` for an embedded model.
 
+        A value head that ``save`` left there is taken up again; otherwise it is one of zeros.
+
         Raises:
             UserError: no model or tokenizer there, PAD = EOS, or a head whose logits we do not reproduce.
         """
         tokenizer = load_tokenizer(name, pad_token=pad_token, trust_remote_code=trust_remote_code)
         policy = cls(load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer, value_head=value_head)
         policy.check_head(str(name))
+        if policy.value_head is not None and (saved := Path(resolve(name)) / _VALUE_HEAD).exists():
+            policy.value_head.load_state_dict(load_file(saved))
         return policy
 
     @property
@@ -90,16 +97,22 @@ class Policy(nn.Module):
     def pad_id(self) -> int:
         """What fills padded slots. They are always masked, so its value never matters to a result."""
         pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)  # pyright: ignore[reportArgumentType]
+        return pad if isinstance(pad, int) else 0
+
+    @property
+    def eos_id(self) -> int:
+        """The end-of-text token; -1, which no token is, where the tokenizer has none."""
+        eos = self.tokenizer.eos_token_id
+        return eos if isinstance(eos, int) else -1
 
     def suppressed_tokens(self, *, keep_eos: bool) -> Bool[Tensor, " V"]:
         """Special tokens and the unused tail of the embedding matrix: never sampled, probability 0 (2019: their logits are sliced off)."""
         vocabulary = self.head.weight.shape[0]
         suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=self.device)
         suppressed[[i for i in self.tokenizer.all_special_ids if i < vocabulary]] = True
-        suppressed[len(self.tokenizer) :] = True  # pyright: ignore[reportArgumentType]
-        if keep_eos and self.tokenizer.eos_token_id is not None:
-            suppressed[self.tokenizer.eos_token_id] = False
+        suppressed[len(self.tokenizer) :] = True
+        if keep_eos and self.eos_id >= 0:
+            suppressed[self.eos_id] = False
         return suppressed
 
     @property
@@ -142,7 +155,7 @@ class Policy(nn.Module):
 
     def values_of(self, hidden: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape"]:
         assert self.value_head is not None
-        return self.value_head(hidden.float()).squeeze(-1)
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
 
     def logits_of(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """float32 logits of a few rows, for sampling."""
@@ -171,12 +184,10 @@ class Policy(nn.Module):
 
     def save(self, folder: Path) -> None:
         """An ordinary Hugging Face folder; the value head, if any, in a file of its own beside it."""
-        from safetensors.torch import save_file
-
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
-            save_file({"weight": self.value_head.weight.detach(), "bias": self.value_head.bias.detach()}, folder / "value_head.safetensors")
+            save_file({name: tensor.detach() for name, tensor in self.value_head.state_dict().items()}, folder / _VALUE_HEAD)
 
 
 def zero_head(model: PreTrainedModel) -> nn.Linear:
@@ -189,7 +200,7 @@ def zero_head(model: PreTrainedModel) -> nn.Linear:
 
 def hidden_size(model: PreTrainedModel) -> int:
     """Width of the last hidden state: what the LM head reads."""
-    return int(model.get_output_embeddings().weight.shape[1])  # pyright: ignore
+    return int(model.get_output_embeddings().weight.shape[1])  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def disable_dropout(module: nn.Module, rate: float = 0.0) -> None:

@@ -25,7 +25,8 @@ class RewardModel(nn.Module):
     Args:
         model: the causal language model whose trunk is used; its LM head is not.
         tokenizer: its tokenizer.
-        generator: draws the head from N(0, 1 / sqrt(d + 1)) (Ziegler et al. 2019, released code: init of the scalar head); None: the default one.
+        generator: draws the head from N(0, 1 / sqrt(d + 1)), the deviation of the released code of Ziegler et al. 2019; None: the
+            default one.
     """
 
     gain: Tensor
@@ -61,7 +62,7 @@ class RewardModel(nn.Module):
     @property
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)  # pyright: ignore[reportArgumentType]
+        return pad if isinstance(pad, int) else 0
 
     def forward(
         self,
@@ -76,7 +77,7 @@ class RewardModel(nn.Module):
         states = response_hidden(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self._packs).responses
         last = last_index(response_mask.flatten(0, 1)).view(response_mask.shape[:2])
         read = states.gather(2, last[:, :, None, None].expand(-1, -1, 1, states.shape[-1])).squeeze(2)
-        return self.gain * self.score_head(read.float()).squeeze(-1) + self.bias
+        return self.gain * self.score_head(read.to(self.score_head.weight.dtype)).squeeze(-1) + self.bias
 
     @torch.no_grad()
     def set_normalization(self, gain: float, bias: float) -> None:

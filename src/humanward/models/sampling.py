@@ -58,6 +58,11 @@ def sample_responses(
     """Sample ``num_responses`` responses to each left-padded prompt.
 
     Args:
+        policy: what is sampled from, in eval mode while it lasts.
+        prompts: left-padded.
+        prompt_mask: True = real token.
+        settings: of the task.
+        num_responses: K.
         seeds: one per response, B * num_responses, those of a prompt together. A response depends on its seed and prompt alone, not on the
             batch around it (up to rounding of the model's own arithmetic).
         rows_at_once: responses decoded together; prompts of similar length share a chunk, so that little is padding.
@@ -89,7 +94,7 @@ def sample_responses(
     policy.train(training)
     mask = torch.ones_like(responses, dtype=torch.bool)
     if settings.stop_at_eos:
-        mask = response_mask_until_eos(responses.flatten(0, 1), int(policy.tokenizer.eos_token_id)).view(B, K, R)  # pyright: ignore
+        mask = response_mask_until_eos(responses.flatten(0, 1), policy.eos_id).view(B, K, R)
     responses, logprobs = responses.masked_fill(~mask, policy.pad_id), logprobs.masked_fill(~mask, 0)
     return Samples(responses, mask, logprobs, None if values is None else values.masked_fill(~mask, 0))
 
@@ -121,7 +126,7 @@ class _Decoder:
             tokens, logprobs = draw(self.policy.logits_of(self.hidden), uniform[:, t], self.settings, self.suppressed)
             yield tokens, logprobs, value
             if self.settings.stop_at_eos:
-                ended |= tokens == self.policy.tokenizer.eos_token_id
+                ended |= tokens == self.policy.eos_id
                 if bool(ended.all()):
                     return
             if t + 1 < steps:
@@ -200,5 +205,5 @@ def make_cache(policy: Policy, capacity: int) -> Cache:
     """A key-value cache with room for ``capacity`` tokens; the library's own growing one where layers are not plain full attention."""
     cache = DynamicCache(config=policy.model.config)
     if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers):
-        cache.layers = [_RoomyLayer(capacity) for _ in cache.layers]
+        cache.layers[:] = [_RoomyLayer(capacity) for _ in cache.layers]
     return cache
