@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_los
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
 from humanward.models import Policy, RewardModel, SamplingSettings, sample_responses
+from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
 from humanward.trainers.updates import Updater, gather_rows, load_weights, my_rows, weights, with_prefix, without_prefix
@@ -152,6 +153,7 @@ class PPOTrainer:
         self.suppressed = policy.suppressed_tokens(keep_eos=t.stop_at_eos) if t.suppress_special_tokens else None
         self.total_steps = config.episodes // config.batch_size
         self.kl_coef = config.kl_coef
+        disable_dropout(policy, config.dropout)
         self.updater = Updater(
             policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.ppo_epochs * config.minibatches,
             lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
@@ -170,11 +172,13 @@ class PPOTrainer:
     def step(self, index: int) -> dict[str, float]:
         """One iteration of section 2.2: batch_size new episodes, then ppo_epochs passes of clipped updates over them."""
         c = self.config
-        rollout = self.sample_rollout(index)                                                   # x ~ D, y ~ pi(.|x)
-        scores = self.score(rollout, self.reward)                                              # r(x, y), [B]
+        rollout = self.sample_rollout(index)  # x ~ D, y ~ pi(.|x)
+        scores = self.score(rollout, self.reward)  # r(x, y), [B]
+        if self.task.config.train_on_truncated:
+            rollout = replace(rollout, response_mask=scores.scored_mask)
 
         # R(x, y) = r(x, y) - kl_coef * log(pi(y|x) / rho(y|x)), eq. 2: the KL on every token, the score on the last.
-        kl = (rollout.logprobs - rollout.reference_logprobs) * rollout.response_mask           # [B, R], nats
+        kl = (rollout.logprobs - rollout.reference_logprobs) * rollout.response_mask  # [B, R], nats
         rewards = add_at_last_token(-self.kl_coef * kl, scores.scores, rollout.response_mask)  # [B, R]
 
         updates: list[dict[str, float]] = []
@@ -238,13 +242,15 @@ class PPOTrainer:
         rows = torch.arange(len(minibatch.advantages), device=device)[my_rows(self.accelerator, len(minibatch.advantages))]
         tokens = minibatch.rollout.response_mask.sum()
         seen: list[dict[str, Tensor]] = []
+        torch.manual_seed(derive_seed(self.seed, "ppo dropout", self.updater.updates, self.accelerator.process_index))
         self.updater.module.train()
 
         def loss(module: nn.Module, part: Minibatch) -> Tensor:
             r, mask = part.rollout, part.rollout.response_mask
             outputs = module(
-                r.prompts, r.prompt_mask, r.responses, mask, temperature=self.sampling.temperature, suppressed=self.suppressed, want_entropy=True
-            )
+                r.prompts, r.prompt_mask, r.responses, mask, temperature=self.sampling.temperature, suppressed=self.suppressed,
+                want_entropy=True,
+            )  # fmt: skip
             policy_loss = ppo_clip_loss(outputs.logprobs, r.logprobs, part.advantages, clip_range=c.clip_range)
             value_loss = clipped_value_loss(outputs.values, r.values, part.returns, value_clip_range=c.value_clip_range)
             share = mask.sum() / tokens
@@ -291,7 +297,9 @@ class PPOTrainer:
 
 
 @torch.no_grad()
-def update_metrics(outputs: Any, part: Minibatch, policy_loss: Tensor, value_loss: Tensor, clip_range: float, share: Tensor) -> dict[str, Tensor]:
+def update_metrics(
+    outputs: Any, part: Minibatch, policy_loss: Tensor, value_loss: Tensor, clip_range: float, share: Tensor
+) -> dict[str, Tensor]:
     """Parts of one update's metrics: means weighted by ``share``, the micro-batch's part of the global minibatch; maxima as they are."""
     r, mask = part.rollout, part.rollout.response_mask
     ratio = torch.exp(outputs.logprobs - r.logprobs).where(mask, 1)
@@ -322,5 +330,3 @@ def explained_variance(rollout: Rollout, scores: Scores, kl: Tensor, kl_coef: fl
     returns = rewards.flip(1).cumsum(1).flip(1)[mask]
     variance = returns.var(correction=0)
     return float(1 - (returns - rollout.values[mask]).var(correction=0) / variance) if variance > 0 else 0.0
-
-

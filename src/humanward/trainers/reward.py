@@ -99,8 +99,8 @@ class RewardTrainer:
     """
 
     def __init__(
-        self, reward_model: RewardModel, comparisons: Sequence[Comparison], config: RewardConfig, *, reference_episodes: Episodes | None = None,
-        seed: int = 0, accelerator: Accelerator | None = None,
+        self, reward_model: RewardModel, comparisons: Sequence[Comparison], config: RewardConfig, *,
+        reference_episodes: Episodes | None = None, seed: int = 0, accelerator: Accelerator | None = None,
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
@@ -117,7 +117,8 @@ class RewardTrainer:
         self.total_steps = self.steps_per_epoch * config.epochs
         self.updater = Updater(
             reward_model, self.accelerator, lr=config.lr, total_updates=self.total_steps, lr_schedule=config.lr_schedule,
-            adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
+            adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -126,6 +127,8 @@ class RewardTrainer:
             self.normalize()
 
     def finish(self) -> None:
+        """Bring the fitted scores to the target's scale; dropout off again."""
+        disable_dropout(self.reward_model)
         if self.config.normalize_after:
             self.normalize()
 
@@ -210,6 +213,3 @@ def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, bat
         for row, choice in zip(rows, best, strict=True):
             chosen[row] = choice
     return chosen
-
-
-__all__ = ["Questions", "RewardConfig", "RewardTrainer", "choices", "collate", "gather_rows"]

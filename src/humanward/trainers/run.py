@@ -79,25 +79,26 @@ def train(
         around.log.truncate(stage, round, first)
     history: list[dict[str, float]] = []
     saved_at, saved_step = time.monotonic(), first
-    index = first
+    done = first
     try:
         for index in range(first, end):
             around.stop.check()
             metrics = trainer.step(index)
+            done = index + 1
             history.append(metrics)
             if around.log is not None and around.is_main:
                 around.log.append({"stage": stage, "round": round, "step": index, **metrics})
-            around.progress(stage, index + 1, end, metrics)
-            if index + 1 < end and time.monotonic() - saved_at > around.checkpoint_seconds:
-                _save(around, trainer, index + 1)
-                saved_at, saved_step = time.monotonic(), index + 1
+            around.progress(stage, done, end, metrics)
+            if done < end and time.monotonic() - saved_at > around.checkpoint_seconds:
+                _save(around, trainer, done)
+                saved_at, saved_step = time.monotonic(), done
     except Stopped:
         # careful: a step that was interrupted has changed nothing yet only if it raised before its first update; the last whole step is
         # what the weights hold whenever a trainer checks the flag before updating, and that is the rule for trainers.
-        if index > saved_step:
-            _save(around, trainer, index)
+        if done > saved_step:
+            _save(around, trainer, done)
         raise
-    if end == trainer.total_steps and first < end or (end == trainer.total_steps == 0):
+    if end == trainer.total_steps and (first < end or end == 0):
         trainer.finish()
     if first < end:
         _save(around, trainer, end)

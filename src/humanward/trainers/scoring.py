@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,8 +34,8 @@ class Episodes:
 def truncated(task: Task, responses: Int[Tensor, "B R"], response_mask: Bool[Tensor, "B R"]) -> tuple[Tensor, Tensor]:
     """What is scored of each response: (mask up to its end, whether it has one).
 
-    Ziegler et al. 2019: cut behind the first truncate token at index >= truncate_after. A task that stops at end-of-text asks for that token
-    where there is no truncate token.
+    Ziegler et al. 2019: cut behind the first truncate token at index >= truncate_after. A task that stops at end-of-text asks for that
+    token where there is no truncate token.
     """
     if task.truncate_token_id is not None:
         mask, found = truncate_at(responses, task.truncate_token_id, task.config.truncate_after)
@@ -55,11 +56,14 @@ def score_episodes(
     else:
         scores = call_score(reward, texts(task, episodes.prompts, episodes.prompt_mask), texts(task, episodes.responses, mask))
     scores = scores.to(episodes.responses.device)
-    return Scores(scores.where(found, task.config.missing_truncation_score) if fixed_score else scores, found, mask)
+    fixed = task.config.missing_truncation_score if fixed_score else None
+    return Scores(scores if fixed is None else scores.where(found, fixed), found, mask)
 
 
 @dataclass(frozen=True)
 class Scores:
+    """What B responses scored."""
+
     scores: Float[Tensor, " B"]
     found: Bool[Tensor, " B"]
     """Whether the response reached its end; the score is the fixed one where not."""
@@ -68,6 +72,7 @@ class Scores:
 
 
 def texts(task: Task, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> list[str]:
+    """The text of each row's real tokens."""
     return [task.decode(row[keep].tolist()) for row, keep in zip(tokens, mask, strict=True)]
 
 
@@ -90,7 +95,8 @@ def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -
     """
     name = getattr(score, "__name__", type(score).__name__)
     try:
-        values = [None if v is None else float(v) for v in score(prompts, responses)]
+        given: Sequence[Any] = score(prompts, responses)
+        values = [None if v is None else float(v) for v in given]
     except Exception as error:
         raise RunError(
             f"reward {name}: raised {type(error).__name__}: {error}; it must map (prompts, responses) to one number each"

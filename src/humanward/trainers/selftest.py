@@ -21,14 +21,14 @@ from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
 from humanward.trainers.scoring import Episodes
 
 WORDS = ("good", "bad", "w2", "w3", "w4", "w5")
-GOOD, BAD = 2, 3
+END, PAD, GOOD = 0, 1, 2
 
 
 def tiny_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """One token per word, behind an end and a pad token: words[i] is token i + 2."""
-    vocabulary = {token: i for i, token in enumerate(("<end>", "<pad>", *words))}
+    vocabulary = {"<end>": END, "<pad>": PAD} | {word: i + 2 for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
 
 
@@ -41,13 +41,14 @@ def tiny_policy(*, seed: int = 0, value_head: bool = False, words: Sequence[str]
             LlamaConfig(
                 vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=2,
                 max_position_embeddings=32, tie_word_embeddings=False, initializer_range=0.3, bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=END, pad_token_id=PAD,
             )
         )  # fmt: skip
     return Policy(model, tokenizer, value_head=value_head)
 
 
 def tiny_task(policy: Policy, *, response_length: int = 2) -> Task:
+    """A task without marks: every response has its full length and is scored whole."""
     config = TaskConfig(
         prompt_start=None, prompt_end=None, truncate_token=None, prompt_length=2, response_length=response_length, temperature=1.0
     )
@@ -89,14 +90,18 @@ def check_reward_sign() -> None:
     """PPO on a score of 1 for "good" and 0 otherwise must make "good" likelier."""
     policy = tiny_policy(value_head=True)
 
+    means: list[float] = []  # what was asked for, whatever the trainer makes of it
+
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        return [float(response.split().count("good")) for response in responses]
+        counts = [float(response.split().count("good")) for response in responses]
+        means.append(sum(counts) / len(counts))
+        return counts
 
     config = PPOConfig(episodes=64 * 12, batch_size=64, lr=3e-3, lr_schedule="constant", kl_coef=0.01, kl_target=None)
     metrics = PPOTrainer(policy, policy.frozen_copy(), score, [(4,)], config, task=tiny_task(policy)).run()
     if metrics[0]["first_ratio_error"] > 1e-3:
         _fail("log-probabilities while sampling differ from those of a forward pass", "the temperature, the positions or the masks")
-    if not metrics[-1]["score"] > metrics[0]["score"] + 0.2:
+    if not means[-1] > means[0] + 0.2:
         _fail("the score that PPO optimises does not rise", "the reward or the advantages")
 
 

@@ -71,16 +71,17 @@ class SFTTrainer:
         self.steps_per_epoch = -(-len(self.demonstrations) // config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.updater = Updater(
-            policy, self.accelerator, lr=config.lr, total_updates=self.total_steps, lr_schedule=config.lr_schedule, adam_eps=config.adam_eps,
-            adam_eps_hat=config.adam_eps_hat, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
-            warmup_updates=int(config.warmup_share * self.total_steps),
+            policy, self.accelerator, lr=config.lr, total_updates=self.total_steps, lr_schedule=config.lr_schedule,
+            adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm, warmup_updates=int(config.warmup_share * self.total_steps),
         )  # fmt: skip
 
     def start(self) -> None:
         """Nothing to prepare."""
 
     def finish(self) -> None:
-        """Nothing to complete."""
+        """Dropout off again: whoever uses the policy next wants one distribution."""
+        disable_dropout(self.policy)
 
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` demonstrations."""
@@ -119,7 +120,8 @@ class SFTTrainer:
 def demonstration_loss(module: nn.Module, rows: Sequence[Demonstration], policy: Policy, device: torch.device) -> Tensor:
     """Negative log-likelihood of the responses, nats, summed over tokens. A text without a prompt begins at the end-of-text token."""
     start = policy.tokenizer.bos_token_id if policy.tokenizer.bos_token_id is not None else policy.tokenizer.eos_token_id
-    prompts, prompt_mask = left_pad([d.prompt or (start or 0,) for d in rows], policy.pad_id)
+    first = start if isinstance(start, int) else 0
+    prompts, prompt_mask = left_pad([d.prompt or (first,) for d in rows], policy.pad_id)
     responses, response_mask = right_pad([d.response or (policy.pad_id,) for d in rows], policy.pad_id)
     real = response_mask & torch.tensor([len(d.response) > 0 for d in rows])[:, None]
     outputs = module(prompts.to(device), prompt_mask.to(device), responses.to(device), response_mask.to(device), temperature=1.0)

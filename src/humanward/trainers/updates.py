@@ -80,7 +80,7 @@ class Updater:
         lr = self.current_lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-            # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; an epsilon divided by the same stays outside the correction.
+            # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; epsilon divided by the same stays outside the correction.
             group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.updates + 1)) if self.adam_eps_hat else self.adam_eps
         self.optimizer.step()
         self.updates += 1
@@ -103,6 +103,7 @@ class Updater:
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
+    """The sum of every process's ``x``, on every process."""
     return x if accelerator.num_processes == 1 else accelerator.reduce(x, reduction="sum")  # pyright: ignore[reportReturnType]
 
 
@@ -120,10 +121,12 @@ def my_rows(accelerator: Accelerator, count: int) -> slice:
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under `PREFIX.NAME`."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `PREFIX.NAME`, by NAME."""
     return {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
 
 
