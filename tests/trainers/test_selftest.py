@@ -1,0 +1,109 @@
+"""The self-test passes as things are and refuses to start a run when any one sign is wrong (Ziegler et al. 2019, section 4.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from humanward.errors import RunError
+from humanward.trainers import ppo, reward, scoring, selftest
+
+
+def test_the_self_test_passes() -> None:
+    selftest.self_test()
+
+
+def test_a_flipped_label_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    collate = reward.collate
+
+    def flipped(*args: Any) -> reward.Questions:
+        questions = collate(*args)
+        return dataclasses.replace(questions, best=questions.responses.shape[1] - 1 - questions.best)
+
+    monkeypatch.setattr(reward, "collate", flipped)
+    with pytest.raises(RunError, match=r"self-test: a reward model .* labels or the reward loss"):
+        selftest.self_test()
+
+
+def test_a_flipped_reward_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = reward.best_of_k_loss
+    monkeypatch.setattr(reward, "best_of_k_loss", lambda scores, best: -loss(scores, best))
+    with pytest.raises(RunError, match="self-test: a reward model"):
+        selftest.self_test()
+
+
+def test_a_flipped_reward_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the score enters the reward: the logged score is right, the optimised one is not."""
+    add = ppo.add_at_last_token
+    monkeypatch.setattr(ppo, "add_at_last_token", lambda x, scores, mask: add(x, -scores, mask))
+    with pytest.raises(RunError, match="self-test: the score that PPO optimises does not rise"):
+        selftest.self_test()
+
+
+def test_a_flipped_score_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the score is asked for: what is logged rises while what people want falls."""
+    call = scoring.call_score
+    monkeypatch.setattr(scoring, "call_score", lambda *args: -call(*args))
+    with pytest.raises(RunError, match="self-test: "):
+        selftest.self_test()
+
+
+def test_a_flipped_kl_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    add = ppo.add_at_last_token
+    monkeypatch.setattr(ppo, "add_at_last_token", lambda x, scores, mask: add(-x, scores, mask))
+    with pytest.raises(RunError, match="self-test: the KL penalty does not bring the policy back"):
+        selftest.self_test()
+
+
+def test_swapped_policy_and_reference_in_the_kl_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = ppo.PPOTrainer.sample_rollout
+
+    def swapped(self: ppo.PPOTrainer, index: int) -> ppo.Rollout:
+        rollout = sample(self, index)
+        return dataclasses.replace(rollout, reference_logprobs=2 * rollout.logprobs - rollout.reference_logprobs)
+
+    monkeypatch.setattr(ppo.PPOTrainer, "sample_rollout", swapped)
+    with pytest.raises(RunError, match="self-test: the KL between two different policies is not positive"):
+        selftest.self_test()
+
+
+def test_a_flipped_advantage_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    gae = ppo.gae
+
+    def flipped(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        advantages, returns = gae(*args, **kwargs)
+        return -advantages, returns
+
+    monkeypatch.setattr(ppo, "gae", flipped)
+    with pytest.raises(RunError, match="self-test: the score that PPO optimises does not rise"):
+        selftest.self_test()
+
+
+def test_a_flipped_policy_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = ppo.ppo_clip_loss
+    monkeypatch.setattr(ppo, "ppo_clip_loss", lambda *args, **kwargs: -loss(*args, **kwargs))
+    with pytest.raises(RunError, match="self-test: the score that PPO optimises does not rise"):
+        selftest.self_test()
+
+
+def test_reward_and_kl_flipped_together_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very accident of section 4.4: the policy stayed fluent and became the worst possible."""
+    add = ppo.add_at_last_token
+    monkeypatch.setattr(ppo, "add_at_last_token", lambda x, scores, mask: add(-x, -scores, mask))
+    with pytest.raises(RunError, match="self-test: the score that PPO optimises does not rise"):
+        selftest.self_test()
+
+
+def test_a_forgotten_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities of another distribution than the one that was sampled from: the first ratio is not 1."""
+    logprobs_of = selftest.Policy.logprobs_of
+
+    def forgotten(self: selftest.Policy, hidden: Tensor, tokens: Tensor, **settings: Any) -> tuple[Tensor, Tensor | None]:
+        return logprobs_of(self, hidden, tokens, **{**settings, "temperature": 2 * settings["temperature"]})
+
+    monkeypatch.setattr(selftest.Policy, "logprobs_of", forgotten)
+    with pytest.raises(RunError, match="self-test: log-probabilities while sampling differ"):
+        selftest.self_test()
