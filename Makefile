@@ -28,7 +28,7 @@ format: $(VENV)/.test  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.bench  ## Measure speed against peers on this machine
-	@for script in bench/bench_*.py; do \
+	@for script in bench/*.py; do \
 		[ -f "$$script" ] || { echo "bench/: no benchmark yet" >&2; exit 1; }; \
 		echo "$$script"; $(BIN)/python "$$script" || exit 1; \
 	done

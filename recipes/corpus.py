@@ -52,4 +52,5 @@ def books(folder: Path) -> list[Book]:
 
 if __name__ == "__main__":
     for book in books(Path(sys.argv[1])):
-        print(f"{'held out' if book.held_out else '':9}{'children' if book.children else 'novel':9}{len(book.text.encode()):>9} bytes  {book.name}")
+        kind = "children" if book.children else "novel"
+        print(f"{'held out' if book.held_out else '':9}{kind:9}{len(book.text.encode()):>9} bytes  {book.name}")

@@ -125,12 +125,30 @@ def main() -> None:
             print(f"step {step}  {elapsed / 60:.1f} min  {seen / 1e6:.2f} M tokens  loss {mean:.3f}", flush=True)
         if elapsed - saved_at > 600:
             saved_at = elapsed
-            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step, "seen": seen, "elapsed": elapsed}, snapshot)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "muon": muon.state_dict(),
+                    "adam": adam.state_dict(),
+                    "step": step,
+                    "seen": seen,
+                    "elapsed": elapsed,
+                },
+                snapshot,
+            )
             save(model, tokenizer, args.out)
-            print(f"  saved; {bits_per_byte(model, tokenizer, held_out, 40_000):.3f} bits per byte on the beginnings of held-out books", flush=True)
+            print(
+                f"  saved; {bits_per_byte(model, tokenizer, held_out, 40_000):.3f} bits per byte on the beginnings of held-out books",
+                flush=True,
+            )
     save(model, tokenizer, args.out)
     stored = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32)
-    figures = {"steps": step, "tokens": seen, "minutes": args.minutes, "bits_per_byte": round(bits_per_byte(stored, tokenizer, held_out), 4)}
+    figures = {
+        "steps": step,
+        "tokens": seen,
+        "minutes": args.minutes,
+        "bits_per_byte": round(bits_per_byte(stored, tokenizer, held_out), 4),
+    }
     print(json.dumps(figures), flush=True)
     snapshot.unlink(missing_ok=True)
 
