@@ -1,0 +1,82 @@
+"""Small trainings that many tests share: ragged prompts and responses over a handful of words, a few updates each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from humanward.data import Demonstration, left_pad, right_pad
+from humanward.models import RewardModel
+from humanward.records import Comparison, Prompt, Response
+from humanward.trainers import Episodes, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from humanward.trainers.selftest import tiny_policy, tiny_task
+
+PROMPTS = [(4,), (5, 6), (7, 2), (3,)]
+
+
+def tokens(number: int, length: int) -> tuple[int, ...]:
+    """Some of the words, which are tokens 2 to 7."""
+    return tuple(2 + (5 * number + 3 * place * place + number // 3) % 6 for place in range(length))
+
+
+def demonstrations(count: int = 16) -> list[Demonstration]:
+    return [Demonstration(tokens(n, n % 3), tokens(n + 1, 1 + n % 4), str(n)) for n in range(count)]
+
+
+def comparisons(count: int = 16, K: int = 3) -> list[Comparison]:
+    rows = []
+    for n in range(count):
+        responses = tuple(Response("", tokens(3 * n + k, 1 + (n + k) % 4)) for k in range(K))
+        rows.append(Comparison(Prompt(str(n), "", tokens(n, 1 + n % 3)), responses, "best_of_k", n % K, question_id=str(n)))
+    return rows
+
+
+def episodes(count: int = 12) -> Episodes:
+    return Episodes(
+        *left_pad([tokens(n, 1 + n % 3) for n in range(count)], 1), *right_pad([tokens(n + 7, 1 + n % 4) for n in range(count)], 1)
+    )
+
+
+def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [response.split().count("good") - 0.5 * response.split().count("w3") for response in responses]
+
+
+def sft(*, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, **settings: Any) -> SFTTrainer:
+    config = SFTConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, **settings})
+    return SFTTrainer(tiny_policy(seed=policy_seed), demonstrations(count), config, seed=5, accelerator=accelerator)
+
+
+def reward(*, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, **settings: Any) -> RewardTrainer:
+    policy = tiny_policy(seed=policy_seed)
+    model = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(policy_seed))
+    config = RewardConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, "normalize_samples": 12, **settings})
+    return RewardTrainer(model, comparisons(count), config, reference_episodes=episodes(), seed=5, accelerator=accelerator)
+
+
+def ppo(
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None, **settings: Any
+) -> PPOTrainer:
+    policy = tiny_policy(seed=policy_seed, value_head=True)
+    config = PPOConfig(**{"lr": 3e-3, "episodes": 64, "batch_size": 16, "minibatches": 2, "kl_target": 1.0, "kl_horizon": 100, **settings})
+    task = task or tiny_task(policy, response_length=3)
+    return PPOTrainer(policy, tiny_policy(seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, check=check)
+
+
+MAKERS = {"sft": sft, "reward": reward, "ppo": ppo}
+
+
+def trained(trainer: Any) -> dict[str, torch.Tensor]:
+    """Weights and optimiser state at the end of a training without checkpoints."""
+    trainer.start()
+    for index in range(trainer.total_steps):
+        trainer.step(index)
+    trainer.finish()
+    found = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    if isinstance(trainer, RewardTrainer):
+        # A choice among K does not depend on the bias of the head: its gradient is pure rounding, which Adam enlarges. The normalisation
+        # takes it out again, so that only the sum of both biases is a number to compare.
+        found["reward_model.bias"] += found["reward_model.gain"] * found.pop("reward_model.score_head.bias")
+    return found

@@ -1,0 +1,141 @@
+"""Stop anywhere, go on, and nothing shows: the same weights, the same optimiser, the same numbers logged, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from humanward.errors import RunError
+from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
+from humanward.trainers import Surroundings, train
+
+TRAINERS = ["sft", "reward", "ppo"]
+
+
+def surroundings(folder: Path, **settings: Any) -> Surroundings:
+    return Surroundings(checkpoints=Checkpoints(folder / "checkpoints"), log=MetricsLog(folder / "metrics.jsonl"), **settings)
+
+
+def whole_run(problems: ModuleType, name: str, folder: Path) -> tuple[dict[str, Tensor], bytes]:
+    trainer = problems.MAKERS[name]()
+    train(trainer, surroundings(folder))
+    return tensors(trainer), (folder / "metrics.jsonl").read_bytes()
+
+
+def tensors(trainer: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+
+
+def assert_same(trainer: Any, folder: Path, expected: tuple[dict[str, Tensor], bytes]) -> None:
+    found = tensors(trainer)
+    assert found.keys() == expected[0].keys()
+    assert [name for name in found if not torch.equal(found[name], expected[0][name])] == []
+    assert (folder / "metrics.jsonl").read_bytes() == expected[1]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("until", [1, 3])
+def test_a_run_in_two_parts_is_the_run_in_one(problems: ModuleType, tmp_path: Path, name: str, until: int) -> None:
+    """The second part begins with other weights, so that whatever it does not load shows."""
+    expected = whole_run(problems, name, tmp_path / "whole")
+    train(problems.MAKERS[name](), surroundings(tmp_path / "parts"), until=until)
+    assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [until]
+    second = problems.MAKERS[name](policy_seed=9)
+    if name == "ppo":
+        second.reference = problems.ppo().reference
+    assert len(train(second, surroundings(tmp_path / "parts"))) == second.total_steps - until
+    assert_same(second, tmp_path / "parts", expected)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_stop_between_steps(problems: ModuleType, tmp_path: Path, name: str) -> None:
+    expected = whole_run(problems, name, tmp_path / "whole")
+    stop = StopFlag()
+    with pytest.raises(Stopped):
+        train(
+            problems.MAKERS[name](),
+            surroundings(tmp_path, stop=stop, progress=lambda stage, done, *_: stop.request() if done == 2 else None),
+        )
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2]
+    again = problems.MAKERS[name](policy_seed=9)
+    train(again, surroundings(tmp_path))
+    assert_same(again, tmp_path, expected)
+
+
+def test_a_stop_while_sampling(problems: ModuleType, tmp_path: Path) -> None:
+    """Three tokens a step: the fifth check is in the middle of the second step's responses."""
+    expected = whole_run(problems, "ppo", tmp_path / "whole")
+    stop, calls = StopFlag(), iter(range(100))
+
+    def check() -> None:
+        if next(calls) == 4:
+            stop.request()
+        stop.check()
+
+    with pytest.raises(Stopped):
+        train(problems.ppo(check=check), surroundings(tmp_path, stop=stop))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [1]
+    again = problems.ppo(policy_seed=9)
+    train(again, surroundings(tmp_path))
+    assert_same(again, tmp_path, expected)
+
+
+def test_a_stop_before_the_first_step_leaves_nothing(problems: ModuleType, tmp_path: Path) -> None:
+    stop = StopFlag()
+    stop.request()
+    with pytest.raises(Stopped):
+        train(problems.sft(), surroundings(tmp_path, stop=stop))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == []
+
+
+def test_checkpoints_at_every_step_change_nothing(problems: ModuleType, tmp_path: Path) -> None:
+    expected = whole_run(problems, "reward", tmp_path / "whole")
+    trainer = problems.reward()
+    train(trainer, surroundings(tmp_path, checkpoint_seconds=0.0))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 4]
+    assert_same(trainer, tmp_path, expected)
+
+
+def test_a_finished_run_does_nothing_more(problems: ModuleType, tmp_path: Path) -> None:
+    expected = whole_run(problems, "reward", tmp_path)
+    again = problems.reward(policy_seed=9)
+    assert train(again, surroundings(tmp_path)) == []
+    assert_same(again, tmp_path, expected)
+
+
+def test_a_reward_model_is_normalised_once_at_each_end(problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the run is cut: before the first step and behind the last one."""
+    calls: list[int] = []
+    for until in (1, 2, None, None):
+        trainer = problems.reward()
+        monkeypatch.setattr(trainer, "normalize", lambda trainer=trainer: calls.append(trainer.updater.updates))
+        train(trainer, surroundings(tmp_path), until=until)
+    assert calls == [0, 4]
+
+
+def test_a_fault_leaves_the_last_checkpoint(problems: ModuleType, tmp_path: Path) -> None:
+    trainer = problems.ppo()
+
+    def broken(prompts: list[str], responses: list[str]) -> list[float]:
+        raise ValueError("no answer")
+
+    train(trainer, surroundings(tmp_path), until=2)
+    trainer.reward = broken
+    with pytest.raises(RunError):
+        train(trainer, surroundings(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [2]
+
+
+def test_only_the_main_process_writes(problems: ModuleType, tmp_path: Path) -> None:
+    train(problems.sft(), surroundings(tmp_path, is_main=False))
+    assert list(tmp_path.rglob("*step-*")) == []
+    assert not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_trainer_needs_no_surroundings(problems: ModuleType) -> None:
+    assert len(train(problems.sft())) == 4

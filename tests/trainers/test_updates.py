@@ -1,0 +1,201 @@
+"""One update is the same update however it is cut and padded; Adam is the Adam that was asked for; what is not a number is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from humanward.errors import RunError
+from humanward.trainers import ppo, reward, sft
+from humanward.trainers.updates import Updater, load_weights, weights
+
+TRAINERS = ["sft", "reward", "ppo"]
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest relative difference of the weights, each measured against its tensor's scale."""
+    assert one.keys() == other.keys()
+    scale = {name: max(1.0, float(tensor.abs().max())) for name, tensor in one.items()}
+    return max(float((one[name] - other[name]).abs().max()) / scale[name] for name in one)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str, size: int) -> None:
+    """1 x 8 = 8 x 1 = 3 + 3 + 2: ragged rows, so that every cut has other pads."""
+    make = problems.MAKERS[name]
+    assert difference(problems.trained(make()), problems.trained(make(micro_batch_size=size))) < 1e-6
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_updates_move_the_weights(problems: ModuleType, name: str) -> None:
+    """So that the equalities of this file are not those of trainers that do nothing."""
+    make = problems.MAKERS[name]
+    before, after = make().tensors(), problems.trained(make())
+    moved = [name for name in before if name in after and (before[name] - after[name]).abs().max() > 1e-3]
+    assert len(moved) > 8
+
+
+@pytest.mark.parametrize(("name", "room"), [("sft", sft), ("reward", reward), ("ppo", ppo)])
+def test_pads_do_not_change_the_update(problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: ModuleType) -> None:
+    make = problems.MAKERS[name]
+    expected = problems.trained(make())
+    left_pad, right_pad = room.left_pad, getattr(room, "right_pad", None)
+
+    def more_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+        block, mask = left_pad(rows, pad_id)
+        return nn.functional.pad(block, (3, 0), value=4), nn.functional.pad(mask, (3, 0), value=False)
+
+    def more_right(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+        assert right_pad is not None
+        block, mask = right_pad(rows, pad_id)
+        return nn.functional.pad(block, (0, 2), value=4), nn.functional.pad(mask, (0, 2), value=False)
+
+    monkeypatch.setattr(room, "left_pad", more_left)
+    if right_pad is not None:
+        monkeypatch.setattr(room, "right_pad", more_right)
+    assert difference(expected, problems.trained(make())) < 1e-6
+
+
+def test_pads_behind_a_response_do_not_change_a_ppo_update(problems: ModuleType) -> None:
+    def updated(extra: int) -> dict[str, Tensor]:
+        trainer = problems.ppo()
+        rollout = trainer.sample_rollout(0)
+        pad = {"response_mask": False, "responses": 4, "logprobs": -3.0, "values": 5.0, "reference_logprobs": math.nan}
+        wide = {name: nn.functional.pad(getattr(rollout, name), (0, extra), value=value) for name, value in pad.items()}
+        rewards = nn.functional.pad(torch.linspace(-1, 1, 48).view(16, 3), (0, extra), value=9.0)
+        trainer.update(trainer.advantages(ppo.Rollout(rollout.prompts, rollout.prompt_mask, **wide), rewards))
+        return {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+
+    assert difference(updated(0), updated(3)) < 1e-6
+
+
+def line_and_optimizer(**settings: Any) -> tuple[nn.Linear, Updater]:
+    torch.manual_seed(0)
+    line = nn.Linear(3, 2).double()
+    return line, Updater(line, Accelerator(), **{"lr": 0.1, "total_updates": 10, "lr_schedule": "linear", "adam_eps": 1e-2, **settings})
+
+
+def square_loss(module: nn.Module, x: Tensor) -> Tensor:
+    return (module(x) - 1).square().mean()
+
+
+def batches(count: int) -> list[Tensor]:
+    return list(torch.randn(count, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+
+
+def test_epsilon_hat_is_tensorflows_adam() -> None:
+    """Kingma and Ba 2015, section 2, last lines: alpha_t = alpha sqrt(1 - b2^t) / (1 - b1^t), theta -= alpha_t m / (sqrt(v) + eps_hat)."""
+    line, updater = line_and_optimizer(adam_eps_hat=True, lr_schedule="constant")
+    torch.manual_seed(0)
+    slow = nn.Linear(3, 2).double()
+    moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in slow.parameters()}
+    for t, x in enumerate(batches(5), start=1):
+        updater.update([x], square_loss, what="test")
+        slow.zero_grad()
+        square_loss(slow, x).backward()
+        step_size = 0.1 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        for p, (m, v) in moments.items():
+            assert p.grad is not None
+            m.mul_(0.9).add_(0.1 * p.grad)
+            v.mul_(0.999).add_(0.001 * p.grad**2)
+            with torch.no_grad():
+                p -= step_size * m / (v.sqrt() + 1e-2)
+    assert difference(weights(line), weights(slow)) < 1e-12
+
+
+def test_plain_epsilon_is_pytorchs_adam_with_the_schedule() -> None:
+    line, updater = line_and_optimizer()
+    torch.manual_seed(0)
+    theirs = nn.Linear(3, 2).double()
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.1, eps=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda t: 1 - t / 10)
+    for x in batches(5):
+        updater.update([x], square_loss, what="test")
+        adam.zero_grad()
+        square_loss(theirs, x).backward()
+        adam.step()
+        schedule.step()
+    assert difference(weights(line), weights(theirs)) < 1e-12
+
+
+def test_weight_decay_is_decoupled() -> None:
+    line, updater = line_and_optimizer(weight_decay=0.5)
+    before = {name: tensor.clone() for name, tensor in weights(line).items()}
+    updater.update([torch.zeros(1, 3, dtype=torch.float64)], lambda module, x: 0 * module(x).sum(), what="test")
+    # A gradient of zero moves nothing; the decay alone takes lr * weight_decay = 0.05 of every weight.
+    assert difference(weights(line), {name: 0.95 * tensor for name, tensor in before.items()}) < 1e-12
+
+
+def test_learning_rates() -> None:
+    """By hand, 4 updates at 0.1. Linear: 1, 3/4, 2/4, 1/4. Cosine behind one warm-up update: 1/2, 1, (1 + cos 60°) / 2, (1 + cos 120°) / 2."""
+    expected = {"linear": [1, 0.75, 0.5, 0.25], "cosine": [0.5, 1, 0.75, 0.25], "constant": [1, 1, 1, 1]}
+    for schedule, shares in expected.items():
+        _, updater = line_and_optimizer(lr_schedule=schedule, total_updates=4, warmup_updates=1)
+        rates = [updater.update([x], square_loss, what="test")["lr"] for x in batches(4)]
+        assert rates == pytest.approx([0.1 * share for share in shares], rel=1e-12)
+
+
+def test_the_norm_is_measured_before_clipping_and_clipped_to_the_limit() -> None:
+    """Plain: (0.3, 0.4) has norm 0.5. Adam hides the length of a gradient, so its first moment is looked at: 0.1 * gradient."""
+    for limit, kept in ((None, 1.0), (10.0, 1.0), (0.05, 0.1)):
+        line = nn.Linear(2, 1, bias=False).double()
+        updater = Updater(line, Accelerator(), lr=0.1, total_updates=1, lr_schedule="constant", adam_eps=1e-2, max_grad_norm=limit)
+        metrics = updater.update([torch.tensor([[0.3, 0.4]], dtype=torch.float64)], lambda module, x: module(x).sum(), what="test")
+        assert metrics["grad_norm"] == pytest.approx(0.5)
+        moment = updater.state_dict()["exp_avg.weight"]
+        # 1e-6: PyTorch adds that to the norm before it divides.
+        torch.testing.assert_close(moment, 0.1 * kept * torch.tensor([[0.3, 0.4]], dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("what", "loss"),
+    [
+        ("loss", lambda module, x: module(x).sum() * math.nan),
+        ("loss", lambda module, x: module(x).sum() + math.inf),
+        ("gradient", lambda module, x: (module(x) * 0).abs().sqrt().sum()),
+    ],
+)
+def test_what_is_not_finite_is_not_applied(what: str, loss: Any) -> None:
+    line, updater = line_and_optimizer()
+    updater.update([batches(1)[0]], square_loss, what="test")
+    before = {name: tensor.clone() for name, tensor in (weights(line) | updater.state_dict()).items()}
+    with pytest.raises(RunError, match=rf"^test: update 1: the {what} is not a finite number") as error:
+        updater.update([batches(1)[0]], loss, what="test")
+    assert "\n" not in str(error.value)
+    assert updater.updates == 1
+    assert difference(before, weights(line) | updater.state_dict()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "room", "function"), [("sft", sft, "demonstration_loss"), ("reward", reward, "best_of_k_loss"), ("ppo", ppo, "gae")]
+)
+def test_nan_stops_a_trainer_before_it_spoils_the_weights(
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: ModuleType, function: str
+) -> None:
+    trainer = problems.MAKERS[name]()
+    trainer.start()
+    trainer.step(0)
+    before = {key: tensor.clone() for key, tensor in trainer.tensors().items()}
+    right = getattr(room, function)
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result = right(*args, **kwargs)
+        return tuple(part * math.nan for part in result) if isinstance(result, tuple) else result * math.nan
+
+    monkeypatch.setattr(room, function, wrong)
+    with pytest.raises(RunError, match="the loss is not a finite number and was not applied"):
+        trainer.step(1)
+    assert difference(before, trainer.tensors()) == 0
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(RunError, match=r"the checkpoint has no weight of shape \(1, 2\): it belongs to another model"):
+        load_weights(nn.Linear(2, 1), weights(nn.Linear(3, 1)))
