@@ -55,7 +55,7 @@ def response_hidden(
     """
     B, P = prompts.shape
     K, R = responses.shape[1:]
-    if K == 1 or not packed or P + R > sliding_window(trunk):
+    if K == 1 or not packed or sliding_window(trunk) < P + R:
         rows = _run(
             trunk,
             torch.cat([prompts.repeat_interleave(K, 0), responses.flatten(0, 1)], dim=1),
