@@ -78,5 +78,5 @@ def trained(trainer: Any) -> dict[str, torch.Tensor]:
     if isinstance(trainer, RewardTrainer):
         # A choice among K does not depend on the bias of the head: its gradient is pure rounding, which Adam enlarges. The normalisation
         # takes it out again, so that only the sum of both biases is a number to compare.
-        found["reward_model.bias"] += found["reward_model.gain"] * found.pop("reward_model.score_head.bias")
+        found["reward_model.bias"] += found["reward_model.gain"] * found.pop("reward_model.score_head.bias")[0]
     return found

@@ -135,7 +135,7 @@ def test_weight_decay_is_decoupled() -> None:
 
 
 def test_learning_rates() -> None:
-    """By hand, 4 updates at 0.1. Linear: 1, 3/4, 2/4, 1/4. Cosine behind one warm-up update: 1/2, 1, (1 + cos 60°) / 2, (1 + cos 120°) / 2."""
+    """By hand, 4 updates at 0.1. Cosine behind one warm-up update: 1/2, 1, (1 + cos 60°) / 2, (1 + cos 120°) / 2."""
     expected = {"linear": [1, 0.75, 0.5, 0.25], "cosine": [0.5, 1, 0.75, 0.25], "constant": [1, 1, 1, 1]}
     for schedule, shares in expected.items():
         _, updater = line_and_optimizer(lr_schedule=schedule, total_updates=4, warmup_updates=1)
