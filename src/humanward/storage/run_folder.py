@@ -62,11 +62,14 @@ class RunFolder:
         """Keep other processes out while the block runs; a dead process holds no lock.
 
         Raises:
-            UserError: another process works here.
+            UserError: another process works here, or the folder cannot be written to.
         """
         self.create()
         file = self.path / "lock"
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to: {error.strerror or error}; choose another run folder") from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
