@@ -88,6 +88,7 @@ def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequenc
 def logprobs(
     context: Context, policy: Policy, prompts: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, temperature: float
 ) -> Tensor:
+    """Of given responses, [B, R], nats, under the task's rule of suppressed tokens."""
     t = context.config.task
     suppressed = policy.suppressed_tokens(keep_eos=t.stop_at_eos) if t.suppress_special_tokens else None
     return policy(prompts, mask, responses, response_mask, temperature=temperature, suppressed=suppressed).logprobs
@@ -107,6 +108,7 @@ def true_scores(context: Context, prompts: Sequence[Prompt], answers: dict[str, 
 
 @torch.no_grad()
 def model_scores(model: RewardModel, rows: Sequence[Comparison]) -> list[float]:
+    """A reward model's score of each row's first response."""
     from humanward.trainers.reward import collate
 
     scores: list[float] = []
@@ -117,6 +119,7 @@ def model_scores(model: RewardModel, rows: Sequence[Comparison]) -> list[float]:
 
 
 def comparison_of_scores(context: Context, scores: dict[str, list[float]]) -> dict[str, Any]:
+    """Win rates and mean scores of the policies, with intervals."""
     pairs = [("ppo", "reference")] + ([("ppo", "sft"), ("sft", "reference")] if "sft" in scores else [])
     return {
         "scored_by": "labeler" if context.score is not None else "reward model",
@@ -181,6 +184,7 @@ def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence
 
 
 def label_counts(context: Context) -> dict[str, Any]:
+    """How many labels each round brought, and how well the labelers agree."""
     last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
     round_of = {q.id: q.round for q in last.questions}
     per_round = [sum(round_of[label.question_id] == r for label in last.labels) for r in range(1, context.config.labels.rounds + 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from humanward.data import Task, TaskConfig
+from humanward.data import Task, TaskConfig, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
 from humanward.models import Policy, SamplingSettings, context_length, fingerprint, sample_responses
+from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
 from humanward.records import Prompt, Response, read_jsonl
 from humanward.rounds.config import LoopConfig
 from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed
 from humanward.trainers import Episodes, Progress, Surroundings
+
+PROMPTS_AT_MOST = 100_000
+"""Prompts that a run takes from its source; more would only be read to be thrown away."""
 
 
 class Context:
@@ -54,8 +59,25 @@ class Context:
 
     @cached_property
     def task(self) -> Task:
-        reference = self.policy(self.reference_folder)
-        return Task(self.config.task, reference.tokenizer, context_length=context_length(reference.model))
+        given = self.policy(self.config.model)  # its tokenizer is the reference's too, which may not be there yet
+        return Task(self.config.task, given.tokenizer, context_length=context_length(given.model))
+
+    @cached_property
+    def source_prompts(self) -> list[Prompt]:
+        """Different prompts that the task's rule cuts from the source, in its order."""
+        source = self.config.prompts
+        if source.startswith("asset:"):
+            source = str(Path(resolve("asset:storyteller")).parent / f"{source.removeprefix('asset:')}.jsonl.gz")
+        found = islice(self.task.iter_prompts(iter_texts(source), passages=self.config.passages), PROMPTS_AT_MOST)
+        unique = list({p.tokens: p for p in found}.values())
+        wanted = self.config.evaluation.prompts
+        if len(unique) < 2 * wanted:
+            lower = f", or lower evaluation.prompts to {len(unique) // 2}" if len(unique) > 1 else ", or another task.prompt_start"
+            raise UserError(
+                f"prompts: {self.config.prompts} gives {len(unique)} different prompts under the task's rule, but the evaluation sets "
+                f"aside {wanted} fresh ones and training needs as many; give more texts, set passages=true{lower}"
+            )
+        return unique
 
     def prompts(self, split: str) -> list[Prompt]:
         """``training`` or ``evaluation`` prompts, as the first stage wrote them."""
@@ -129,6 +151,7 @@ class Context:
 
 
 def sampling_settings(task: TaskConfig) -> SamplingSettings:
+    """How the task samples a response."""
     return SamplingSettings(task.response_length, task.temperature, task.top_k, task.top_p, task.stop_at_eos, task.suppress_special_tokens)
 
 

@@ -1,4 +1,4 @@
-"""The online loop as a list of stages on one run folder: whatever is not there yet is made, so that stopping and starting again continues."""
+"""The online loop: a list of stages on one run folder. Whatever is not there yet is made, so that starting again continues."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from humanward.config import dump_yaml
 from humanward.errors import UserError
 from humanward.feedback import Labeler
 from humanward.rounds.config import LoopConfig
-from humanward.rounds.context import Context, check_settings
-from humanward.rounds.stages import ask, baseline, collect, evaluate, export, fit_reward, prepare_prompts, supervise, tune
+from humanward.rounds.context import Context
+from humanward.rounds.stages import ask, baseline, check_inputs, collect, evaluate, export, fit_reward, prepare_prompts, supervise, tune
 from humanward.storage import RunFolder, StopFlag, verify_folder, write_json
 from humanward.storage.files import write_bytes
 from humanward.trainers import Progress
@@ -75,8 +75,8 @@ class Loop:
     """
 
     def __init__(
-        self, folder: Path | str, config: LoopConfig | None = None, *, labelers: Sequence[Labeler] | None = None, progress: Progress = silent,
-        stop: StopFlag | None = None, accelerator: Accelerator | None = None,
+        self, folder: Path | str, config: LoopConfig | None = None, *, labelers: Sequence[Labeler] | None = None,
+        progress: Progress = silent, stop: StopFlag | None = None, accelerator: Accelerator | None = None,
     ) -> None:  # fmt: skip
         self.folder = RunFolder(folder)
         self.now: Stage | None = None
@@ -103,9 +103,11 @@ class Loop:
             The stages done by this call.
 
         Raises:
-            UserError: ``only`` is not what comes next.
+            UserError: ``only`` is not what comes next, or something given cannot be used; nothing is written then.
             Stopped: a signal came; everything done is saved.
         """
+        if self.accelerator.is_main_process and self.pending() == self.stages:
+            check_inputs(self.context)
         with self._locked():
             self._start()
             pending = self.pending()
@@ -134,9 +136,8 @@ class Loop:
         return kept
 
     def _start(self) -> None:
-        check_settings(self.config)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  set on the module itself
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         if self.accelerator.is_main_process:
@@ -144,7 +145,9 @@ class Loop:
                 write_bytes(self.folder.config, dump_yaml(self.config).encode())
             self.folder.record_environment(self.config.seed, torch.get_num_threads())
         if self.config.self_test and self.pending() == self.stages:
+            self.context.progress("self-test", 0, 1, {})
             self_test()
+            self.context.progress("self-test", 1, 1, {})
         self.accelerator.wait_for_everyone()
 
     def _do(self, stage: Stage) -> None:

@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-
-from humanward.data import Task, demonstrations, iter_texts, text_windows
+from humanward.data import demonstrations, iter_texts, text_windows
 from humanward.data.batches import epoch_order, index_order
 from humanward.data.demonstrations import Demonstration
-from humanward.errors import UserError
 from humanward.feedback import Snapshot, answer_questions
 from humanward.maths.schedules import labels_required
-from humanward.models import Policy, RewardModel, context_length, load_causal_lm
+from humanward.models import Policy, RewardModel, load_causal_lm
 from humanward.models.loading import resolve
-from humanward.records import Comparison, Prompt, Question, Response, read_jsonl, write_jsonl
-from humanward.records.nouns import question_id
+from humanward.records import Comparison, Label, Prompt, Question, Response, read_jsonl, write_jsonl
+from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
-from humanward.rounds.context import Context, weights_hash
+from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.storage import generator, write_json
 from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, choices, train
 from humanward.trainers.scoring import truncated
 
-PROMPTS_AT_MOST = 100_000
-"""Prompts that a run takes from its source; more would only be read to be thrown away."""
 QUESTIONS_AT_ONCE = 256
 
 
-def prepare_prompts(context: Context, round: int, output: Path) -> None:
-    """Cut the source into prompts and set some aside, by lot, that no training sees."""
+def check_inputs(context: Context) -> None:
+    """Read all that a run is given, before anything is written. Raises UserError with the first fault."""
     config = context.config
-    task = context.task
-    source = config.prompts
-    if source.startswith("asset:"):
-        source = str(Path(resolve("asset:storyteller")).parent / f"{source.removeprefix('asset:')}.jsonl.gz")
-    found = list(islice(task.iter_prompts(iter_texts(source), passages=config.passages), PROMPTS_AT_MOST))
-    unique = list({p.tokens: p for p in found}.values())
-    wanted = config.evaluation.prompts
-    if len(unique) < 2 * wanted:
-        raise UserError(
-            f"prompts: {config.prompts} gives {len(unique)} different prompts under the task's rule, but the evaluation sets aside {wanted} fresh "
-            f"ones and training needs as many; give more texts, set passages=true, or lower evaluation.prompts to {len(unique) // 2}"
-        )
+    check_settings(config)
+    _ = context.score
+    _ = context.source_prompts
+    if config.sft is not None:
+        for _ in supervised_rows(context):
+            context.stop.check()
+    if config.labeler.startswith("labels:"):
+        given_labels(context)
+    context.stop.check()
+
+
+def prepare_prompts(context: Context, round: int, output: Path) -> None:
+    """Set some of the source's prompts aside, by lot, that no training sees."""
+    unique, wanted = context.source_prompts, context.config.evaluation.prompts
     order = epoch_order(context.seed("prompt split"), 0, len(unique))
     write_jsonl(output / "evaluation.jsonl", (unique[i].to_json() for i in order[:wanted]))
     write_jsonl(output / "training.jsonl", (unique[i].to_json() for i in order[wanted:]))
@@ -52,15 +49,22 @@ def prepare_prompts(context: Context, round: int, output: Path) -> None:
 def supervise(context: Context, round: int, output: Path) -> None:
     """Fine-tune the given model on texts; what comes out is the reference of everything that follows."""
     settings = context.config.sft
-    assert settings is not None and settings.texts is not None
+    assert settings is not None
     policy = context.policy(context.config.model)
-    task = Task(context.config.task, policy.tokenizer, context_length=context_length(policy.model))
-    texts = list(iter_texts(settings.texts))
-    with_answers = any(text.response is not None for text in texts)
-    rows = demonstrations(task, texts) if with_answers else text_windows(task, texts, settings.max_length)
-    trainer = SFTTrainer(policy, list(rows), settings, seed=context.seed("sft"), accelerator=context.accelerator)
+    rows = list(supervised_rows(context))
+    trainer = SFTTrainer(policy, rows, settings, seed=context.seed("sft"), accelerator=context.accelerator)
     train(trainer, context.surroundings("sft"), stage="sft")
     save(context, policy, output)
+
+
+def supervised_rows(context: Context) -> Iterator[Demonstration]:
+    """Demonstrations where the texts have responses, else windows of plain text."""
+    settings = context.config.sft
+    assert settings is not None
+    assert settings.texts is not None
+    texts = list(iter_texts(settings.texts))
+    with_answers = any(text.response is not None for text in texts)
+    return demonstrations(context.task, texts) if with_answers else text_windows(context.task, texts, settings.max_length)
 
 
 def questions_of_round(context: Context, round: int) -> int:
@@ -97,12 +101,12 @@ def ask(context: Context, round: int, output: Path) -> None:
     questions: list[Question] = []
     for start in range(0, count, QUESTIONS_AT_ONCE):
         part = chosen[start : start + QUESTIONS_AT_ONCE]
-        splits = ["validation" if start + i < validation else "train" for i in range(len(part))]
+        splits: list[Split] = ["validation" if start + i < validation else "train" for i in range(len(part))]
         responses = question_responses(context, policy, reference, part, splits, round, start)
         for i, (prompt, split, row) in enumerate(zip(part, splits, responses, strict=True)):
             # Overlapping questions are counted from the end, so that validation and overlap meet only where both are large.
             several = config.labels.overlap_labels if start + i >= count - overlap else 1
-            questions.append(Question(question_id(prompt, row, round=round), prompt, row, "best_of_k", round, split, several))  # pyright: ignore
+            questions.append(Question(question_id(prompt, row, round=round), prompt, row, "best_of_k", round, split, several))
         context.progress("sample", len(questions), count, {})
     write_jsonl(output / "questions.jsonl", (q.to_json() for q in {q.id: q for q in questions}.values()))
 
@@ -152,7 +156,7 @@ def collect(context: Context, round: int, output: Path) -> None:
     context.store.snapshot(round).save(output / "snapshot.jsonl")
 
 
-def given_labels(context: Context) -> tuple[list[Question], list]:
+def given_labels(context: Context) -> tuple[list[Question], list[Label]]:
     """Labels that somebody gave before, from a file."""
     from humanward.data.label_files import read_labels
 
@@ -200,9 +204,9 @@ def tune(context: Context, round: int, output: Path) -> None:
     config = context.config
     policy = context.policy(context.reference_folder, value_head=True)
     trainer = PPOTrainer(
-        policy, context.policy(context.reference_folder).requires_grad_(False).eval(), RewardModel.load(context.path / f"rounds/{round}/reward"),
-        [p.tokens for p in context.prompts("training")], config.ppo, task=context.task, seed=context.seed("ppo"),
-        accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
+        policy, context.policy(context.reference_folder).requires_grad_(False).eval(),
+        RewardModel.load(context.path / f"rounds/{round}/reward"), [p.tokens for p in context.prompts("training")], config.ppo,
+        task=context.task, seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
     )  # fmt: skip
     train(trainer, context.surroundings("ppo"), stage="ppo", round=round, until=first_step(context, round + 1))
     save(context, policy, output)
@@ -237,5 +241,6 @@ def evaluate(context: Context, round: int, output: Path) -> None:
 
 
 def save(context: Context, policy: Policy, output: Path) -> None:
+    """From the main process only."""
     if context.accelerator.is_main_process:
         policy.save(output)
