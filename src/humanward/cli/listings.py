@@ -42,18 +42,18 @@ def settings(preset: Preset = None, as_json: AsJson = False) -> None:
     from humanward.config import settings as listed
     from humanward.rounds import LoopConfig
 
-    rows = [row._asdict() for row in listed(LoopConfig)]
-    if preset is not None:
-        values = LoopConfig.load(preset=preset).model_dump(mode="json")
-        rows = [row | {"value": _value(values, row["name"])} for row in rows]
+    rows = listed(LoopConfig)
+    chosen = LoopConfig.load(preset=preset).model_dump(mode="json") if preset is not None else None
+    values = {row.name: _value(chosen, row.name) for row in rows} if chosen is not None else {}
     if as_json:
-        print(json.dumps({"preset": preset, "settings": rows}, ensure_ascii=False))
+        found = [row._asdict() | ({"value": values[row.name]} if values else {}) for row in rows]
+        print(json.dumps({"preset": preset, "settings": found}, ensure_ascii=False))
         return
     for row in rows:
-        here = f" = {row['value']}" if preset is not None and not row["type"].startswith("section") else ""
-        default = f", default {row['default']}" if row["default"] else ""
-        print(f"{row['name']}{here}  ({row['type']}{default})")
-        print("\n".join(textwrap.wrap(row["doc"], 110, initial_indent="    ", subsequent_indent="    ")))
+        here = f" = {values[row.name]}" if values and not row.type.startswith("section") else ""
+        default = f", default {row.default}" if row.default else ""
+        print(f"{row.name}{here}  ({row.type}{default})")
+        print("\n".join(textwrap.wrap(row.doc, 110, initial_indent="    ", subsequent_indent="    ")))
 
 
 def _value(values: object, name: str) -> str | None:
