@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -100,6 +100,25 @@ class Task:
         self._suffix = self.encode_continuation(config.prompt_suffix, special=True)
         self._check_context(context_length)
 
+    @classmethod
+    def plain(
+        cls, tokenizer: PreTrainedTokenizerBase, *, response_length: int = 24, temperature: float = 1.0, context_length: int = 1024,
+        **settings: Any,
+    ) -> Self:  # fmt: skip
+        """No marks, nothing cut: prompts as they stand, responses of ``response_length`` tokens, scored whole.
+
+        Args:
+            tokenizer: the model's.
+            response_length: tokens of a response.
+            temperature: logits are divided by it.
+            context_length: the model's; prompts may fill what the response leaves of it.
+            settings: others of ``TaskConfig``, such as ``stop_at_eos=True``.
+        """
+        # one token less, for a beginning-of-text token in front
+        free = {"prompt_length": context_length - response_length - 1, "prompt_start": None, "prompt_end": None, "truncate_token": None}
+        config = TaskConfig(**{**free, **settings}, response_length=response_length, temperature=temperature)
+        return cls(config, tokenizer, context_length=context_length)
+
     @property
     def max_prompt_length(self) -> int:
         """Tokens of a prompt with everything around it, at most."""
@@ -133,7 +152,7 @@ class Task:
             for number, (begin, end) in enumerate(self.passages(tokens) if passages else self._first(tokens)):
                 full = self.around(tokens[begin:end])
                 name = f"{text.id}/{number}" if passages else text.id
-                yield Prompt(name, self.decode(full[len(self._beginning) :]), full, dict(text.metadata))
+                yield Prompt(name, self.prompt_text(full), full, dict(text.metadata))
 
     def passages(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         """(begin, end) of every passage that the rule finds in the tokens of one text, in order and without overlap."""
@@ -169,6 +188,17 @@ class Task:
         anchor = self._anchor
         text = self.tokenizer.decode([*anchor, *tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)[len(CONTEXTS[0]) :]
+
+    def prompt_text(self, tokens: Sequence[int]) -> str:
+        """The text of a prompt's tokens as people read it: without the tokenizer's beginning-of-text token."""
+        begins = tuple(tokens[: len(self._beginning)]) == self._beginning
+        return self.decode(tokens[len(self._beginning) :] if begins else tokens)
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """The tokens of a prompt's text, prefix and suffix being in it: the inverse of ``prompt_text``, up to how a text is divided."""
+        # careful: where a tokenizer puts a space before a text, one that has its own space was cut out of a longer text
+        inside = self.encode_continuation(text, special=True) if text[:1].isspace() else self._encode([text], special=True)[0]
+        return (*self._beginning, *inside)
 
     def encode_continuation(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """The tokens of a text that continues another one: without the space that some tokenizers put before the first word.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .ppo import PPOConfig, PPOTrainer
+from .responses import respond
 from .reward import RewardConfig, RewardTrainer, choices
 from .run import Progress, Surroundings, Trainer, train
 from .scoring import Episodes, Score, Scores, TextReward, score_episodes
@@ -23,6 +24,7 @@ __all__ = [
     "TextReward",
     "Trainer",
     "choices",
+    "respond",
     "score_episodes",
     "train",
 ]

@@ -22,9 +22,10 @@ from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
-from humanward.models import Policy, RewardModel, SamplingSettings, sample_responses
+from humanward.models import Policy, RewardModel, sample_responses
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
+from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
 from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
 from humanward.trainers.updates import Updater, gather_rows, load_weights, my_rows, weights, with_prefix, without_prefix
 
@@ -126,17 +127,17 @@ class PPOTrainer:
         policy: what is tuned, with a value head.
         reference: where it must stay near; frozen.
         reward: a reward model, or any callable of (prompts, responses) -> scores on texts.
-        prompts: token ids, as ``Task.prompts`` gives them; texts are cut by ``task`` first.
+        prompts: texts, used whole; or token ids, as ``Task.prompts`` gives them.
         config: settings.
-        task: how responses are sampled and truncated.
+        task: how responses are sampled and truncated; None: ``Task.plain``.
         true_score: a second score, only logged: the labeler's own where it is known.
         check: called while sampling; may raise to stop.
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy, reward: Score | RewardModel, prompts: Sequence[Sequence[int]], config: PPOConfig, *,
-        task: Task, seed: int = 0, accelerator: Accelerator | None = None, true_score: Score | None = None,
-        check: Callable[[], None] | None = None,
+        self, policy: Policy, reference: Policy, reward: Score | RewardModel, prompts: Sequence[str | Sequence[int]],
+        config: PPOConfig, *, task: Task | None = None, seed: int = 0, accelerator: Accelerator | None = None,
+        true_score: Score | None = None, check: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("no prompts to tune on; the task's rule may have skipped them all")
@@ -147,10 +148,11 @@ class PPOTrainer:
         self.reward, self.true_score = reward, true_score
         if isinstance(reward, RewardModel):
             reward.to(self.accelerator.device).eval()
-        self.prompts, self.config, self.task, self.seed, self.check = prompts, config, task, seed, check
-        t = task.config
-        self.sampling = SamplingSettings(t.response_length, t.temperature, t.top_k, t.top_p, t.stop_at_eos, t.suppress_special_tokens)
-        self.suppressed = policy.suppressed_tokens(keep_eos=t.stop_at_eos) if t.suppress_special_tokens else None
+        self.task = task or plain_task(policy)
+        self.prompts, self.config, self.seed, self.check = prompt_ids(self.task, prompts), config, seed, check
+        self.sampling = sampling_settings(self.task.config)
+        keep_eos = self.sampling.stop_at_eos
+        self.suppressed = policy.suppressed_tokens(keep_eos=keep_eos) if self.sampling.suppress_special_tokens else None
         self.total_steps = config.episodes // config.batch_size
         self.kl_coef = config.kl_coef
         disable_dropout(policy, config.dropout)

@@ -15,7 +15,7 @@ from humanward.data import Task
 from humanward.data.batches import left_pad, right_pad
 from humanward.errors import RunError
 from humanward.maths.masks import truncate_at
-from humanward.models import RewardModel
+from humanward.models import RewardModel, context_length
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Any callable of (prompts, responses) -> scores, texts in, one number per response out."""
@@ -54,7 +54,8 @@ def score_episodes(
     if isinstance(reward, RewardModel):
         scores = _model_scores(reward, episodes, mask, rows_at_once)
     else:
-        scores = call_score(reward, texts(task, episodes.prompts, episodes.prompt_mask), texts(task, episodes.responses, mask))
+        prompts = [task.prompt_text(row[keep].tolist()) for row, keep in zip(episodes.prompts, episodes.prompt_mask, strict=True)]
+        scores = call_score(reward, prompts, texts(task, episodes.responses, mask))
     scores = scores.to(episodes.responses.device)
     fixed = task.config.missing_truncation_score if fixed_score else None
     return Scores(scores if fixed is None else scores.where(found, fixed), found, mask)
@@ -110,17 +111,24 @@ def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -
 
 
 class TextReward:
-    """A reward model as a plain callable of (prompts, responses)."""
+    """A reward model as a plain callable of (prompts, responses).
 
-    def __init__(self, model: RewardModel, task: Task) -> None:
-        self.model, self.task = model, task
+    Args:
+        model: the reward model.
+        task: the one whose responses it was fitted to; None: ``Task.plain``.
+    """
+
+    def __init__(self, model: RewardModel, task: Task | None = None) -> None:
+        self.model = model
+        self.task = task or Task.plain(model.tokenizer, context_length=context_length(model.model))
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """The score of each response, in texts as ``Prompt.text`` and ``Response.text`` have them."""
         scores: list[float] = []
         for start in range(0, len(prompts), 64):
             rows = slice(start, start + 64)
-            p, pm = left_pad([self.task.encode_continuation(text, special=True) for text in prompts[rows]], self.model.pad_id)
+            p, pm = left_pad([self.task.encode_prompt(text) for text in prompts[rows]], self.model.pad_id)
             r, rm = right_pad([self.task.encode_continuation(text) for text in responses[rows]], self.model.pad_id)
             device = self.model.device
             scores += self.model(p.to(device), pm.to(device), r[:, None].to(device), rm[:, None].to(device))[:, 0].tolist()
