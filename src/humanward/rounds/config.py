@@ -74,7 +74,8 @@ class LoopConfig(Config):
     passages: bool = False
     """Cut every passage that the task's rule finds in a text, not only its first: for books and other long texts."""
     labeler: str = "score:positive"
-    """Who answers: ``score:SPEC`` (a known score as a mock labeler) or ``labels:FILE`` (labels that somebody gave before)."""
+    """Who answers: ``score:SPEC`` (a known score as a mock labeler) or ``labels:FILE`` (labels that somebody gave before);
+    ``own:NAMES`` where a Python program gave ``Loop`` its own."""
     task: TaskConfig = TaskConfig()
     """Where prompts and responses begin and end."""
     sft: SFTConfig | None = None

@@ -98,6 +98,11 @@ class Context:
     def labelers(self) -> Sequence[Labeler]:
         if self._labelers is not None:
             return self._labelers
+        if self.config.labeler.startswith("own:"):
+            raise UserError(
+                f"labeler: {self.config.labeler}: this run is labelled by objects of a Python program; continue it with that program, "
+                "as Loop(folder, labelers=[…]).run()"
+            )
         if self.score is None:
             return []
         names = [
@@ -166,7 +171,7 @@ def weights_hash(policy: Policy) -> str:
 
 def check_settings(config: LoopConfig) -> None:
     """What no single section can know. Raises UserError before anything is computed."""
-    if config.labeler.partition(":")[0] not in ("score", "labels") or ":" not in config.labeler:
+    if config.labeler.partition(":")[0] not in ("score", "labels", "own") or ":" not in config.labeler:
         raise UserError(f"labeler: {config.labeler!r}: expected score:SPEC (for example score:positive) or labels:FILE")
     if config.sft is not None and config.sft.texts is None:
         raise UserError("sft.texts: not set; give texts to fine-tune on, or turn the stage off with sft=null")

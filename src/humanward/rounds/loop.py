@@ -69,7 +69,8 @@ class Loop:
     Args:
         folder: made by the first run; a folder of an earlier run is continued with its own settings.
         config: settings; None: those of the folder.
-        labelers: who answers the questions; None: what ``config.labeler`` says.
+        labelers: who answers the questions, instead of what ``config.labeler`` says. The setting becomes ``own:NAMES``, and whoever
+            continues the run has to bring them again.
         progress: told about every step.
         stop: asked at every safe point.
     """
@@ -81,7 +82,7 @@ class Loop:
         self.folder = RunFolder(folder)
         self.now: Stage | None = None
         """The stage at work."""
-        self.config = self._settled(config)
+        self.config = self._settled(config, "own:" + ",".join(one.name for one in labelers) if labelers else None)
         self.stages = stages(self.config)
         self.accelerator = accelerator or Accelerator()
         self.context = Context(self.folder, self.config, self.accelerator, progress, stop or StopFlag(), labelers)
@@ -119,7 +120,9 @@ class Loop:
                 self._note("done", 0)
             return pending
 
-    def _settled(self, config: LoopConfig | None) -> LoopConfig:
+    def _settled(self, config: LoopConfig | None, own: str | None) -> LoopConfig:
+        if own is not None and config is not None:
+            config = config.model_copy(update={"labeler": own})
         if not self.folder.started:
             if config is None:
                 raise UserError(
@@ -127,6 +130,8 @@ class Loop:
                 )
             return config
         kept = LoopConfig.load(self.folder.config)
+        if own is not None and own != kept.labeler:
+            raise UserError(f"{self.folder.config}: labeler: this run has {kept.labeler}, not {own}; choose a new run folder")
         if config is not None and config != kept:
             names = [name for name in LoopConfig.model_fields if getattr(config, name) != getattr(kept, name)]
             raise UserError(
