@@ -1,0 +1,22 @@
+"""Run by test_processes.py, alone or once per process: train each trainer and let the main process save what it has."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import problems
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+accelerator = Accelerator(cpu=True)
+for name, settings in (("sft", {"count": 15}), ("reward", {"count": 15}), ("ppo", {}), ("ppo", {"micro_batch_size": 3})):
+    found = problems.trained(problems.MAKERS[name](accelerator=accelerator, **settings))
+    if accelerator.is_main_process:
+        save_file({key: tensor.contiguous() for key, tensor in found.items()}, f"{sys.argv[1]}/{name}{len(settings)}.safetensors")
+accelerator.end_training()
