@@ -219,3 +219,14 @@ def test_messages_need_a_template_and_something_to_answer(byte_tokenizer: PreTra
     chat.chat_template = "{{ raise_exception('users only') }}"
     with pytest.raises(UserError, match=r"^c.jsonl:2: the chat template does not accept these messages: users only"):
         Task(plain(), chat).prompts([messages(("user", "Hello"))])
+
+
+def test_a_tokenizer_that_knows_words_only_loses_none() -> None:
+    """There a text that is glued to a context is one unknown word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    known = Tokenizer(models.WordLevel({"<end>": 0, "<pad>": 1, "good": 2, "dog": 3}, unk_token="<end>"))
+    known.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    task = Task(plain(), PreTrainedTokenizerFast(tokenizer_object=known, eos_token="<end>", pad_token="<pad>"))
+    assert task.encode_continuation("good dog") == (2, 3)
+    assert task.decode((2, 3)) == "good dog"

@@ -88,7 +88,9 @@ class Task:
             )
         if config.stop_at_eos and tokenizer.eos_token_id is None:
             raise UserError("task.stop_at_eos: this tokenizer has no end-of-text token; set task.stop_at_eos=false")
-        self._anchor = tuple(self._encode([CONTEXTS[0]])[0])
+        anchor = tuple(self._encode([CONTEXTS[0]])[0])
+        # A tokenizer of few words may not know the context: there is nothing to anchor a text to then.
+        self._anchor = anchor if self._decode(anchor) == CONTEXTS[0] else ()
         self._start_id = self._mark_id("prompt_start")
         self._end_id = self._mark_id("prompt_end")
         self.truncate_token_id = self._mark_id("truncate_token")
@@ -185,9 +187,10 @@ class Task:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens as they read in running text, leading space included."""
-        anchor = self._anchor
-        text = self.tokenizer.decode([*anchor, *tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return str(text)[len(CONTEXTS[0]) :]
+        return self._decode((*self._anchor, *tokens))[len(CONTEXTS[0]) if self._anchor else 0 :]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def prompt_text(self, tokens: Sequence[int]) -> str:
         """The text of a prompt's tokens as people read it: without the tokenizer's beginning-of-text token."""
@@ -208,7 +211,7 @@ class Task:
         behind, alone = self._encode([CONTEXTS[0] + text, text], special=special)
         length = len(self._anchor)
         # Where the context melts into the first word ("a" + "nd"), there is no clean cut and the text alone has to do.
-        return tuple(behind[length:] if tuple(behind[:length]) == self._anchor else alone)
+        return tuple(behind[length:] if self._anchor and tuple(behind[:length]) == self._anchor else alone)
 
     def _whole(self, text: Text, tokens: Sequence[int]) -> Prompt:
         if len(tokens) > self.config.prompt_length:
