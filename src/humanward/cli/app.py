@@ -20,13 +20,14 @@ UsageError: Any = typer.BadParameter.__bases__[0]
 ClickException: Any = UsageError.__bases__[0]
 
 app = typer.Typer(
-    name="humanward", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="humanward", add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     epilog="\b\nExample:\n  humanward demo --quick",
 )  # fmt: skip
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def common(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
 ) -> None:
     """Fine-tune a language model toward what people prefer, and show that people prefer the result.
@@ -37,6 +38,8 @@ def common(
     if version:
         print(f"humanward {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 for commands in (demo, loop, init, stages, report, status, listings):

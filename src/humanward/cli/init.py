@@ -14,7 +14,7 @@ from humanward.storage import RunFolder
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("init", epilog=example("humanward init runs/own --preset demo_quick"))(init)
+    app.command("init", epilog=example("humanward init runs/own --preset demo_quick labels.rounds=1 sft.texts=texts.txt"))(init)
 
 
 def init(

@@ -17,14 +17,13 @@ WHAT = {
     "ppo": "Tune the policy against a round's reward model.",
     "evaluate": "Compare the policies on fresh prompts, and write the report.",
 }
-EXAMPLES = {"sft": "humanward sft runs/own || humanward status runs/own"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, what in WHAT.items():
         text = f"{what}\n\nDoes the next stage of a run only, which must be this one: `humanward status` says which it is."
-        app.command(name, help=text, epilog=example(EXAMPLES.get(name, f"humanward {name} runs/own")))(_command(name))
+        app.command(name, help=text, epilog=example(f"humanward {name} runs/own"))(_command(name))
 
 
 def _command(name: str) -> Callable[..., None]:
