@@ -9,7 +9,7 @@ CANDIDATES := $(if $(PYTHON),$(PYTHON),python3 python3.14 python3.13 python3.12 
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format docs bench clean
 
 help:  ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -26,6 +26,9 @@ check: $(VENV)/.test  ## Lint, format, types and floors only
 format: $(VENV)/.test  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.run  ## Make the pages of docs/ that follow from the code
+	$(BIN)/python recipes/pages.py
 
 bench: $(VENV)/.bench  ## Measure speed against peers on this machine
 	@for script in bench/*.py; do \
