@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "recipes/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = [
     pytest.param(block[1], id=f"{path.name}:{text[: block.start()].count(chr(10)) + 1}")
     for path in DOCUMENTS
@@ -46,3 +46,20 @@ def test_every_make_target_that_is_named_exists() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
     assert named <= targets
+
+
+def test_every_command_that_is_named_exists_with_its_options() -> None:
+    from typer.main import get_command
+
+    from humanward.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    code = re.compile(r"^```sh\n(.*?)^```$|`(humanward [^`]*)`", re.DOTALL | re.MULTILINE)
+    texts = [block[1] or block[2] for path in DOCUMENTS for block in code.finditer(path.read_text(encoding="utf-8"))]
+    lines = [line.partition(" #")[0].split()[1:] for text in texts for line in text.splitlines() if line.startswith("humanward ")]
+    assert len(lines) > 10
+    for words in lines:
+        options = {word for word in words if word.startswith("--")} - {"--help", "--version"}
+        named = [word for word in words if not word.startswith("-")]
+        assert not named or named[0] in commands, words
+        assert options <= {option for c in named[:1] for parameter in commands[c].params for option in parameter.opts}, words
