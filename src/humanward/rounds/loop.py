@@ -110,8 +110,7 @@ class Loop:
         if self.accelerator.is_main_process and self.pending() == self.stages:
             check_inputs(self.context)
         with self._locked():
-            self._start()
-            pending = self.pending()
+            pending = self._start()
             if only is not None:
                 pending = self._next_named(pending, only)
             for stage in pending:
@@ -140,7 +139,8 @@ class Loop:
             )
         return kept
 
-    def _start(self) -> None:
+    def _start(self) -> list[Stage]:
+        """Prepare every process; returns what is pending, the same for all of them."""
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]  set on the module itself
         if self.config.threads:
@@ -149,11 +149,14 @@ class Loop:
             if not self.folder.started:
                 write_bytes(self.folder.config, dump_yaml(self.config).encode())
             self.folder.record_environment(self.config.seed, torch.get_num_threads())
-        if self.config.self_test and self.pending() == self.stages:
+        pending = self.pending()
+        if self.config.self_test and pending == self.stages:
             self.context.progress("self-test", 0, 1, {})
             self_test()
             self.context.progress("self-test", 1, 1, {})
+        # careful: behind this line the main process may finish a stage before another one looks.
         self.accelerator.wait_for_everyone()
+        return pending
 
     def _do(self, stage: Stage) -> None:
         from humanward.storage import atomic_folder
