@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -84,6 +85,17 @@ def test_stage_by_stage_gives_the_same_bytes(
     assert (again.code, again.err.splitlines()[-1]) == (2, f"error: {folder}: evaluate is done already")
     off = run("sft", folder)
     assert (off.code, off.err.splitlines()[-1]) == (2, f"error: {folder}: this run has no stage sft (it is turned off in config.yaml)")
+
+
+def test_what_stands_behind_a_damaged_stage_is_made_again(
+    parts: Parts, finished: Path, fingerprint: Callable[[Path], dict[str, str]], tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/rounds/1/policy/model.safetensors").write_bytes(b"damaged")
+    done = run("loop", tmp_path / "run", *parts.options())
+    assert done.code == 0, done.err
+    assert f"{tmp_path / 'run'}: goes on with ppo, round 1" in done.err
+    assert fingerprint(tmp_path / "run") == fingerprint(finished)
 
 
 @pytest.mark.slow

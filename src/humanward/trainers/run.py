@@ -69,7 +69,8 @@ def train(
     """
     around = surroundings or Surroundings()
     end = trainer.total_steps if until is None else min(until, trainer.total_steps)
-    checkpoint = around.checkpoints.latest() if around.checkpoints is not None else None
+    # careful: where an earlier round is done again, the newest checkpoint may be one of a later round.
+    checkpoint = around.checkpoints.latest(before=end + 1) if around.checkpoints is not None else None
     if checkpoint is None:
         trainer.start()
     else:
