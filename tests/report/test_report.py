@@ -367,3 +367,15 @@ def test_a_hostile_folder_name_is_text(tmp_path: Path):
     found = page(folder)
     assert "script" not in found.tags
     assert "<script>alert(1)<⟨U+202E⟩script>" in found.text
+
+
+def test_a_win_in_the_eyes_of_the_reward_model_is_not_called_a_preference(run: Path) -> None:
+    path = run / "evaluation/results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert "is preferred to" in Page(build_report(run).read_text(encoding="utf-8")).text
+    path.write_text(json.dumps({**results, "labeler": "own:ann", "scored_by": "reward model"}), encoding="utf-8")
+    text = Page(build_report(run).read_text(encoding="utf-8")).text
+    assert "is scored above" in text
+    assert "is preferred to" not in text
+    assert "the reward model scores the first response above the second" in text
+    assert "is scored above" in summary(run)["win_rates"][0]["verdict"]

@@ -62,8 +62,8 @@ def summary(run_folder: Path) -> dict[str, Any]:
         "labeler": run.results.get("labeler"),
         "seed": run.results.get("seed", run.config.get("seed")),
         "prompts": number(run.results.get("prompts")),
-        "headline": _rate(head) if head else None,
-        "win_rates": [_rate(item) for item in rates],
+        "headline": _rate(head, run) if head else None,
+        "win_rates": [_rate(item, run) for item in rates],
         "scores": _numbers(run, "scores"),
         "kl": _numbers(run, "kl"),
         "reward_model": [
@@ -78,9 +78,9 @@ def summary(run_folder: Path) -> dict[str, Any]:
     }
 
 
-def _rate(item: sections.WinRate) -> dict[str, Any]:
+def _rate(item: sections.WinRate, run: Run) -> dict[str, Any]:
     names = ("policy", "against", "rate", "low", "high", "wins", "losses", "ties")
-    return {name: getattr(item, name) for name in names} | {"verdict": sections.verdict(item)}
+    return {name: getattr(item, name) for name in names} | {"verdict": sections.verdict(item, sections.scored_by(run))}
 
 
 def _numbers(run: Run, key: str) -> dict[str, dict[str, float | None]]:
@@ -101,10 +101,10 @@ def _context(run: Run) -> dict[str, Any]:
         "important": important,
         "everything": everything,
         "head": head,
-        "verdict": sections.verdict(head) if head else None,
+        "verdict": sections.verdict(head, sections.scored_by(run)) if head else None,
         "tiles": _tiles(run, head),
         "progress": _progress(run),
-        "win_rate_chart": sections.win_rate_chart(rates),
+        "win_rate_chart": sections.win_rate_chart(rates, sections.scored_by(run)),
         "frontier_chart": sections.frontier_chart(run),
         "curves": sections.learning_curves(run),
         "more_curves": sections.more_curves(run),

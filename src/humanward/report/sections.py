@@ -200,20 +200,27 @@ def headline(items: Sequence[WinRate]) -> WinRate | None:
     return (tuned or list(items) or [None])[0]
 
 
-def verdict(item: WinRate) -> str:
-    """What the interval allows one to say."""
+def scored_by(run: Run) -> str:
+    """Whose scores the win rates compare: "labeler", or "reward model" where the labeler's scores are not known."""
+    return "reward model" if run.results.get("scored_by") == "reward model" else "labeler"
+
+
+def verdict(item: WinRate, by: str = "labeler") -> str:
+    """What the interval allows one to say of the scores of ``scored_by``."""
     if item.low is None or item.high is None:
         return "Without an interval, nothing can be said about whether this differs from a coin toss."
     first, second = policy_name(item.policy), policy_name(item.against)
+    better = "is preferred to" if by == "labeler" else "is scored above"
+    judge = "" if by == "labeler" else " This is the reward model's own view, not the labelers'."
     if item.low > 0.5:
-        return f"The {first} is preferred to the {second}: the whole interval lies above one half."
+        return f"The {first} {better} the {second}: the whole interval lies above one half.{judge}"
     if item.high < 0.5:
-        return f"The {second} is preferred to the {first}: the whole interval lies below one half."
+        return f"The {second} {better} the {first}: the whole interval lies below one half.{judge}"
     return "The interval contains one half: this run does not show that either is preferred."
 
 
-def win_rate_chart(items: Sequence[WinRate]) -> Chart | None:
-    """Win rates beside one half."""
+def win_rate_chart(items: Sequence[WinRate], by: str = "labeler") -> Chart | None:
+    """Win rates beside one half, of the scores of ``scored_by``."""
     if not items:
         return None
     shown = list(items)[:12]
@@ -232,9 +239,11 @@ def win_rate_chart(items: Sequence[WinRate]) -> Chart | None:
         ],
     )
     caption = (
-        "Share of fresh prompts on which the labeler scores the first response above the second; ties count half. "
+        f"Share of fresh prompts on which the {by} scores the first response above the second; ties count half. "
         "The band is the 95 % interval; one that crosses the dashed line shows no difference."
     )
+    if by == "reward model":
+        caption += " This reward model is what the policy was tuned to please: only the labelers themselves could say who is preferred."
     return Chart("win-rates", title, caption, pictures, table)
 
 
