@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from humanward.data import Task, TaskConfig, iter_texts
+from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
@@ -24,6 +24,7 @@ from humanward.records import Prompt, Response, read_jsonl
 from humanward.rounds.config import LoopConfig
 from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed
 from humanward.trainers import Episodes, Progress, Surroundings
+from humanward.trainers.responses import sampling_settings
 
 PROMPTS_AT_MOST = 100_000
 """Prompts that a run takes from its source; more would only be read to be thrown away."""
@@ -153,11 +154,6 @@ class Context:
         sampling: dict[str, Any] = {"temperature": task.temperature, "top_k": task.top_k, "top_p": task.top_p}
         rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
         return [Response(self.task.decode(row), tuple(row), source, name, tokenizer, sampling) for row in rows]
-
-
-def sampling_settings(task: TaskConfig) -> SamplingSettings:
-    """How the task samples a response."""
-    return SamplingSettings(task.response_length, task.temperature, task.top_k, task.top_p, task.stop_at_eos, task.suppress_special_tokens)
 
 
 def weights_hash(policy: Policy) -> str:
