@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -85,11 +86,17 @@ def load_causal_lm(name: str | Path, *, dtype: torch.dtype = torch.float32, trus
     source = resolve(name)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
         )
+        model, found = loaded
     except Exception as error:
         raise UserError(f"{name}: cannot load this as a causal language model ({_first_line(error)})") from error
+    if missing := sorted(found["missing_keys"]):
+        # careful: the library would only warn, and go on with random numbers in their place.
+        raise UserError(
+            f"{name}: the weights of {missing[0]} are not in this folder; give one whose weights and config.json belong together"
+        )
     return model.eval()
 
 
