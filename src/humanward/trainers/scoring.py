@@ -100,7 +100,8 @@ def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -
         values = [None if v is None else float(v) for v in given]
     except Exception as error:
         raise RunError(
-            f"reward {name}: raised {type(error).__name__}: {error}; it must map (prompts, responses) to one number each"
+            f"reward {name}: raised {type(error).__name__}: {' '.join(str(error).split())}; "
+            "it must map (prompts, responses) to one number each"
         ) from error
     if len(values) != len(responses):
         raise RunError(f"reward {name}: {len(values)} scores for {len(responses)} responses; it must return one number per response")

@@ -1,0 +1,165 @@
+"""Scores: what a user's callable may do wrong, and how a reward model is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from humanward.errors import RunError, UserError
+from humanward.models import RewardModel
+from humanward.trainers import (
+    PPOConfig,
+    PPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+    TextReward,
+    choices,
+    score_episodes,
+)
+from humanward.trainers.scoring import call_score
+from humanward.trainers.selftest import tiny_policy, tiny_task
+
+
+def raising(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    raise ValueError("the service is down")
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (raising, "reward raising: raised ValueError: the service is down; it must map"),
+        (lambda prompts, responses: [1.0], "1 scores for 2 responses; it must return one number per response"),
+        (lambda prompts, responses: [1.0, math.nan], "the score of 'b' is nan; scores must be finite numbers"),
+        (lambda prompts, responses: [math.inf, 1.0], "the score of 'a' is inf; scores must be finite numbers"),
+        (lambda prompts, responses: [1.0, None], "the score of 'b' is None; scores must be finite numbers"),
+        (lambda prompts, responses: ["good", "bad"], "raised ValueError"),
+        (lambda prompts, responses: None, "raised TypeError"),
+        (lambda prompts: [1.0], "raised TypeError"),
+    ],
+)
+def test_a_wrong_reward_is_a_line_that_says_what_is_wrong(score: Any, message: str) -> None:
+    with pytest.raises(RunError) as error:
+        call_score(score, ["p", "q"], ["a", "b"])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("reward ")
+
+
+def test_an_error_of_many_lines_becomes_one() -> None:
+    def wordy(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        raise ValueError("first\nsecond\nthird")
+
+    with pytest.raises(RunError) as error:
+        call_score(wordy, ["p"], ["a"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [[1, 2], (1.0, 2.0), np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]), [True, 2]])
+def test_any_sequence_of_numbers_will_do(values: Any) -> None:
+    assert call_score(lambda prompts, responses: values, ["p", "q"], ["a", "b"]).tolist() == [1.0, 2.0]
+
+
+def test_a_wrong_reward_leaves_the_policy_as_it_was(problems: ModuleType) -> None:
+    trainer = problems.ppo()
+    trainer.reward = raising
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    with pytest.raises(RunError, match="the service is down"):
+        trainer.step(0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.tensors().items())
+
+
+def reward_model() -> RewardModel:
+    policy = tiny_policy()
+    return RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(0)).eval()
+
+
+def test_a_reward_model_scores_in_parts_of_any_size(problems: ModuleType) -> None:
+    task, episodes = tiny_task(tiny_policy()), problems.episodes()
+    model = reward_model()
+    whole = score_episodes(task, model, episodes).scores
+    torch.testing.assert_close(score_episodes(task, model, episodes, rows_at_once=5).scores, whole, rtol=0, atol=1e-6)
+    assert len(set(whole.tolist())) > 6
+
+
+def test_a_reward_model_scores_texts_as_it_scores_tokens(problems: ModuleType) -> None:
+    model = reward_model()
+    task = tiny_task(tiny_policy())
+    tokens, real = torch.tensor([[4, 5], [2, 6]]), torch.ones(2, 2, dtype=torch.bool)
+    expected = model(tokens, real, tokens[:, None], real[:, None])[:, 0].tolist()
+    assert TextReward(model, task)(["w2 w3", "good w4"], ["w2 w3", "good w4"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_choices_are_the_highest_scores_in_the_order_of_the_questions(problems: ModuleType) -> None:
+    model, rows = reward_model(), problems.comparisons()
+    assert choices(model, rows, batch_size=3) == [choices(model, [row])[0] for row in rows]
+
+
+def test_nothing_to_train_on_is_said_so(problems: ModuleType) -> None:
+    policy = tiny_policy(value_head=True)
+    with pytest.raises(UserError, match="no demonstrations"):
+        SFTTrainer(policy, [], SFTConfig())
+    with pytest.raises(UserError, match="no labels to fit"):
+        RewardTrainer(reward_model(), [], RewardConfig())
+    with pytest.raises(UserError, match="needs responses of the reference"):
+        RewardTrainer(reward_model(), problems.comparisons(), RewardConfig())
+    with pytest.raises(UserError, match="no prompts to tune on"):
+        PPOTrainer(policy, policy.frozen_copy(), problems.score, [], PPOConfig(), task=tiny_task(policy))
+    with pytest.raises(UserError, match="PPO needs a value head"):
+        PPOTrainer(tiny_policy(), policy.frozen_copy(), problems.score, [(4,)], PPOConfig(), task=tiny_task(policy))
+
+
+def test_questions_of_different_k_are_refused(problems: ModuleType) -> None:
+    rows = [*problems.comparisons(2, K=3), *problems.comparisons(1, K=2)]
+    with pytest.raises(UserError, match="question 0: the reward model needs best-of-K labels of one K"):
+        RewardTrainer(reward_model(), rows, RewardConfig(normalize_before=False, normalize_after=False))
+
+
+def test_a_reward_model_that_says_one_thing_cannot_be_normalised(problems: ModuleType) -> None:
+    trainer = problems.reward()
+    with torch.no_grad():
+        trainer.reward_model.score_head.weight.zero_()
+    with pytest.raises(RunError, match="all reference responses have the same score"):
+        trainer.start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 10, "minibatches": 3}, "choose a divisor"),
+        ({"episodes": 8, "batch_size": 16}, "less than one batch"),
+        ({"kl_coef": 0.0, "kl_target": 1.0}, "kl_target needs a kl_coef above 0"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**settings)
+
+
+def test_sft_raises_the_likelihood_of_what_was_demonstrated(problems: ModuleType) -> None:
+    trainer = problems.sft(epochs=4)
+    losses = [trainer.step(index)["loss"] for index in range(trainer.total_steps)]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_dropout_is_on_while_fine_tuning_and_off_behind_it(problems: ModuleType) -> None:
+    """The policy goes on to PPO, where it must be one distribution."""
+    trainer = problems.sft(dropout=0.3)
+    trainer.step(0)
+    attention = trainer.policy.model.model.layers[0].self_attn
+    assert attention.attention_dropout == 0.3
+    trainer.finish()
+    assert attention.attention_dropout == 0.0
+
+
+def test_the_dropout_of_ppo_is_the_setting(problems: ModuleType) -> None:
+    """Not 0 only where the settings say so; the first ratio shows it."""
+    assert problems.ppo().step(0)["first_ratio_error"] < 1e-4
+    assert problems.ppo(dropout=0.5).step(0)["first_ratio_error"] > 1e-3
