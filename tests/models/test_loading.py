@@ -1,0 +1,228 @@
+"""Saved and loaded again, a model says the same; what cannot be loaded gets one line that says why and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from humanward.errors import UserError
+from humanward.models import Policy, RewardModel, fingerprint, load_causal_lm, load_tokenizer, resolve
+from humanward.models.allocator import keep_freed_memory
+from humanward.trainers.selftest import tiny_policy, tiny_tokenizer
+
+TOKENS = torch.tensor([[4, 5, 2], [3, 7, 7]])
+REAL = torch.ones_like(TOKENS, dtype=torch.bool)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    policy = tiny_policy(value_head=True)
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    torch.nn.init.ones_(policy.value_head.bias)
+    policy.save(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def one_line(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@torch.no_grad()
+def test_a_saved_policy_says_the_same(folder: Path) -> None:
+    made, loaded = tiny_policy(), Policy.load(folder)
+    one, other = (policy(TOKENS, REAL, TOKENS, REAL, temperature=1.0) for policy in (made, loaded))
+    assert torch.equal(one.logprobs, other.logprobs)
+    assert other.values is None
+    assert fingerprint(loaded.tokenizer) == fingerprint(made.tokenizer)
+
+
+@torch.no_grad()
+def test_a_saved_value_head_is_taken_up_again(folder: Path) -> None:
+    policy = Policy.load(folder, value_head=True)
+    values = policy(TOKENS, REAL, TOKENS, REAL, temperature=1.0).values
+    policy.save(folder.parent / "again")
+    again = Policy.load(folder.parent / "again", value_head=True)
+    assert values.abs().max() > 0.5
+    assert torch.equal(again(TOKENS, REAL, TOKENS, REAL, temperature=1.0).values, values)
+
+
+def test_without_a_saved_one_the_value_head_is_zero(folder: Path) -> None:
+    (folder / "value_head.safetensors").unlink()
+    head = Policy.load(folder, value_head=True).value_head
+    assert head is not None
+    assert not head.weight.any()
+
+
+@torch.no_grad()
+def test_a_saved_reward_model_says_the_same(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    model = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(3)).eval()
+    torch.nn.init.ones_(model.score_head.bias)
+    model.set_normalization(1.7, -0.3)
+    model.save(tmp_path / "reward")
+    scores = model(TOKENS, REAL, TOKENS[:, None], REAL[:, None])
+    assert torch.equal(RewardModel.load(tmp_path / "reward")(TOKENS, REAL, TOKENS[:, None], REAL[:, None]), scores)
+
+
+def test_a_frozen_copy_is_another_model(folder: Path) -> None:
+    policy = tiny_policy(value_head=True)
+    reference = policy.frozen_copy()
+    assert reference.value_head is None
+    assert not reference.training
+    assert not any(p.requires_grad for p in reference.parameters())
+    assert all(p.requires_grad for p in policy.parameters())
+    with torch.no_grad():
+        policy.head.weight.zero_()
+    assert reference.head.weight.any()
+
+
+def test_fingerprints_tell_tokenizers_apart() -> None:
+    assert fingerprint(tiny_tokenizer()) == fingerprint(tiny_tokenizer())
+    assert fingerprint(tiny_tokenizer()) != fingerprint(tiny_tokenizer(("bad", "good", "w2", "w3", "w4", "w5")))
+
+
+def test_a_file_is_not_a_folder(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        Policy.load(folder / "config.json")
+    one_line(error, "config.json: a file", "give the model's folder")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for name in (tmp_path / "none", "./none", "~/no such folder", "a/b/c"):
+        with pytest.raises(UserError) as error:
+            resolve(name)
+        one_line(error, f"{name}: no such folder")
+
+
+def test_a_hub_name_is_left_to_the_hub() -> None:
+    assert resolve("owner/name") == "owner/name"
+
+
+def test_a_name_that_cannot_be_had() -> None:
+    with pytest.raises(UserError) as error:
+        Policy.load("nobody-at-all/no-such-model")
+    one_line(error, "nobody-at-all/no-such-model: ")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        Policy.load(tmp_path)
+    one_line(error, "no config.json in this folder", "save_pretrained")
+
+
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "value_head.safetensors").unlink()
+    with pytest.raises(UserError) as error:
+        Policy.load(folder)
+    one_line(error, "no .safetensors weights", "pickled weights are not read")
+
+
+def test_a_folder_without_a_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError) as error:
+        Policy.load(folder)
+    one_line(error, str(folder), "tokenizer", "put tokenizer.json beside config.json")
+
+
+def test_pad_must_not_be_eos(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": "<end>"}))
+    with pytest.raises(UserError) as error:
+        load_tokenizer(folder)
+    one_line(error, "PAD and EOS are the same token '<end>'", "set pad_token to another token")
+    assert load_tokenizer(folder, pad_token="<pad>").pad_token_id == 1
+
+
+def test_the_pad_token_must_exist(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_tokenizer(folder, pad_token="<nothing>")
+    one_line(error, "pad_token: '<nothing>' is not a token")
+
+
+def test_another_kind_of_model(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, architectures=["BertModel"]
+    )
+    BertModel(config).save_pretrained(folder)
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "model_type": "vit"}))
+    with pytest.raises(UserError) as error:
+        load_causal_lm(folder)
+    one_line(error, "cannot load this as a causal language model")
+
+
+def test_damaged_weights(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError) as error:
+        load_causal_lm(folder)
+    one_line(error, "cannot load this as a causal language model")
+
+
+def test_weights_of_another_shape(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "num_hidden_layers": 2}))
+    with pytest.raises(UserError) as error:
+        Policy.load(folder)
+    one_line(error, str(folder), "the weights of model.layers.1.", "are not in this folder")
+
+
+def test_an_unknown_asset() -> None:
+    with pytest.raises(UserError) as error:
+        resolve("asset:nothing")
+    one_line(error, "asset:nothing: no such embedded model; there are: ")
+
+
+def test_a_folder_that_is_no_reward_model(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        RewardModel.load(folder)
+    one_line(error, "not a reward model", "humanward reward")
+
+
+def test_a_head_that_is_more_than_a_head(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Logits that the model changes behind its head would be another distribution than the one that is trained."""
+    policy = Policy.load(folder)
+    forward = type(policy.model).forward
+
+    def louder(*args: object, **kwargs: object) -> object:
+        output = forward(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+        output.logits = output.logits * 3
+        return output
+
+    monkeypatch.setattr(type(policy.model), "forward", louder)
+    with pytest.raises(UserError) as error:
+        Policy.load(folder)
+    one_line(error, "does more to its logits")
+
+
+def test_a_real_model_is_what_its_folder_says(shared_data: Path, tmp_path: Path) -> None:
+    """Log-probabilities of a story, against the library's own loss, before and after saving."""
+    policy = Policy.load(shared_data / "models" / "stories260K", pad_token="<unk>")
+    ids = torch.tensor([policy.tokenizer("Once upon a time, there was a little girl.")["input_ids"]])
+    real = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        theirs = float(policy.model(ids, labels=ids).loss)
+        policy.save(tmp_path / "copy")
+        for one in (policy, Policy.load(tmp_path / "copy")):
+            ours = one(ids[:, :1], real[:, :1], ids[:, 1:], real[:, 1:], temperature=1.0).logprobs
+            assert -float(ours.mean()) == pytest.approx(theirs, abs=1e-5)
+
+
+def test_freed_memory_can_be_kept_twice() -> None:
+    assert keep_freed_memory() == keep_freed_memory()
+
+
+def test_a_copied_folder_is_the_model(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert torch.equal(Policy.load(tmp_path / "elsewhere").head.weight, Policy.load(folder).head.weight)
