@@ -172,12 +172,12 @@ def test_the_value_head_starts_at_zero() -> None:
 
 def test_the_reward_head_starts_with_a_deviation_of_one_over_the_root_of_width_plus_one() -> None:
     """Released code, rewards.py: N(0, 1 / sqrt(d + 1)); N details, reward 2."""
-    policy, generator = tiny_policy(width=28), torch.Generator().manual_seed(0)
+    policy, generator = tiny_policy(width=4), torch.Generator().manual_seed(0)
     models = [RewardModel(policy.model, policy.tokenizer, generator=generator) for _ in range(400)]
     heads = torch.cat([model.score_head.weight.detach() for model in models])
-    # 11 200 numbers: the deviation is known to 0.7 %; three times that.
-    assert float(heads.std()) == pytest.approx(1 / math.sqrt(29), rel=0.02)
-    assert abs(float(heads.mean())) < 0.01
+    # 1 600 numbers: the deviation is known to 1.8 %; less than three times that, and 1 / sqrt(4) is 12 % off.
+    assert float(heads.std()) == pytest.approx(1 / math.sqrt(5), rel=0.05)
+    assert abs(float(heads.mean())) < 0.04
     assert not any(model.score_head.bias.any() for model in models)
 
 
