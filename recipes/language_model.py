@@ -1,6 +1,6 @@
 """Train the embedded language model on a folder of books.
 
-    python recipes/language_model.py ../shared/data/books TOKENIZER_FOLDER OUT_FOLDER --minutes 75
+    python recipes/language_model.py ../shared/data/books TOKENIZER_FOLDER OUT_FOLDER --minutes 88
 
 A Llama-shaped model of 7.5 M parameters, stored in bfloat16 (15 MB). Hidden matrices are trained with Muon, the rest with AdamW; both
 learning rates warm up, hold and fall to zero over the given minutes. Batches are windows of the books, 60 % from children's books; the last
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("books", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=75.0)
+    parser.add_argument("--minutes", type=float, default=88.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
