@@ -75,9 +75,7 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[dict], 
 
 @settings(max_examples=150, deadline=None)
 @given(good=st.integers(0, 3), line=st.binary(min_size=1, max_size=40), noise=st.text(string.printable, max_size=20))
-def test_any_bytes_are_read_or_refused_on_their_line(
-    tmp_path_factory: pytest.TempPathFactory, good: int, line: bytes, noise: str
-) -> None:
+def test_any_bytes_are_read_or_refused_on_their_line(tmp_path_factory: pytest.TempPathFactory, good: int, line: bytes, noise: str) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "fuzz.jsonl"
     bad = (b'{"' + noise.encode() + b'": ' + line + b"}").replace(b"\n", b" ")
     path.write_bytes(b'{"a": 1}\n' * good + bad)
