@@ -28,8 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from humanward.feedback.judge import JudgeSettings, NgramHasher, SentimentJudge
 
 ORDERS = 1
-"""Words of the longest n-gram. Longer ones judge reviews better (3: 91.8 % of imdb-test against 89.2 %), but a taste made of single words can
-be learnt from a thousand questions, which is what the judge is for."""
+"""Words of the longest n-gram. Longer ones judge reviews better (3: 91.8 % of imdb-test against 89.2 %), but a taste made of single words
+can be learnt from a thousand questions, which is what the judge is for."""
 SPAN_WORDS = 20
 SPAN_SHARE, SENTENCE_SHARE = 0.5, 0.15
 """Total weight of all spans and of all single sentences, against 1 of all reviews."""

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .config import EvaluationConfig, LabelsConfig, LoopConfig
-from .loop import Loop, Stage, stages
+from .loop import Loop, Stage, stages_of
 
-__all__ = ["EvaluationConfig", "LabelsConfig", "Loop", "LoopConfig", "Stage", "stages"]
+__all__ = ["EvaluationConfig", "LabelsConfig", "Loop", "LoopConfig", "Stage", "stages_of"]

@@ -45,7 +45,7 @@ class Stage:
         return self.name not in ("prompts", "baseline_sft", "export")
 
 
-def stages(config: LoopConfig) -> list[Stage]:
+def stages_of(config: LoopConfig) -> list[Stage]:
     """The stages of a run, in order."""
     listed = [Stage("prompts", 0, "prompts", prepare_prompts)]
     if config.sft is not None:
@@ -83,7 +83,7 @@ class Loop:
         self.now: Stage | None = None
         """The stage at work."""
         self.config = self._settled(config, "own:" + ",".join(one.name for one in labelers) if labelers else None)
-        self.stages = stages(self.config)
+        self.stages = stages_of(self.config)
         self.accelerator = accelerator or Accelerator()
         self.context = Context(self.folder, self.config, self.accelerator, progress, stop or StopFlag(), labelers)
 
