@@ -33,7 +33,7 @@ class Answers:
     """As a labeler sees them: truncated by the task's rule."""
     tokens: list[tuple[int, ...]]
     kl: list[float]
-    """log policy - log reference of the sampled tokens, nats per response: one-sample estimates of the KL."""
+    """log policy - log reference of the tokens that PPO is trained on, nats per response: one-sample estimates of the KL."""
     reference_bits: float
     """Bits per byte that the reference, at temperature 1, needs for the shown texts: low is text that it finds ordinary."""
 
@@ -74,8 +74,9 @@ def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequenc
         ids, mask, samples = context.sample(policy, prompts[start : start + ROWS], f"evaluation {name}", start)
         responses, response_mask = samples.responses[:, 0], samples.response_mask[:, 0]
         reference_logprobs = logprobs(context, reference, ids, mask, responses, response_mask, context.config.task.temperature)
-        kl += ((samples.logprobs[:, 0] - reference_logprobs) * response_mask).sum(1).tolist()
         seen, _ = truncated(context.task, responses, response_mask)
+        counted = seen if context.config.task.train_on_truncated else response_mask
+        kl += ((samples.logprobs[:, 0] - reference_logprobs) * counted).sum(1).tolist()
         nats -= float((logprobs(context, reference, ids, mask, responses, response_mask, 1.0) * seen).sum())
         shown_texts += texts(context.task, responses, seen)
         tokens += [tuple(row[keep].tolist()) for row, keep in zip(responses, seen, strict=True)]
