@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from humanward.errors import RunError, UserError
 from humanward.models import RewardModel
+from humanward.storage import Stopped
 from humanward.trainers import (
     PPOConfig,
     PPOTrainer,
@@ -95,6 +97,33 @@ def test_a_reward_model_scores_texts_as_it_scores_tokens(problems: ModuleType) -
     tokens, real = torch.tensor([[4, 5], [2, 6]]), torch.ones(2, 2, dtype=torch.bool)
     expected = model(tokens, real, tokens[:, None], real[:, None])[:, 0].tolist()
     assert TextReward(model, task)(["w2 w3", "good w4"], ["w2 w3", "good w4"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_empty_response_is_read_at_its_end_token(problems: ModuleType) -> None:
+    model = problems.reward().reward_model
+    task = tiny_task(model)
+    end = (task.tokenizer.eos_token_id,)
+    with torch.no_grad():
+        expected = float(model(*(torch.tensor([x]) for x in ([3, 4], [True, True], [end], [[True]])))[0, 0])
+    words = task.tokenizer.decode([3, 4])
+    assert TextReward(model, task)([words], [""]) == pytest.approx([expected], abs=1e-6)
+    assert TextReward(model, task)([words, words], ["", words])[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_request_to_stop_passes_through_a_reward() -> None:
+    def stopping(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        raise Stopped(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        call_score(stopping, ["a"], ["b"])
+
+
+def test_minibatches_that_processes_cannot_share_are_refused_at_once() -> None:
+    policy = tiny_policy(value_head=True)
+    two: Any = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    config = PPOConfig(episodes=27, batch_size=27, minibatches=3)
+    with pytest.raises(UserError, match="a batch of 9 cannot be divided among 2 processes; choose a multiple of it"):
+        PPOTrainer(policy, policy.frozen_copy(), lambda p, r: [0.0] * len(r), ["w2"], config, accelerator=two)
 
 
 def test_choices_are_the_highest_scores_in_the_order_of_the_questions(problems: ModuleType) -> None:

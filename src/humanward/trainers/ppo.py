@@ -144,6 +144,7 @@ class PPOTrainer:
         if policy.value_head is None:
             raise UserError("PPO needs a value head: Policy.load(…, value_head=True)")
         self.accelerator = accelerator or Accelerator()
+        my_rows(self.accelerator, config.batch_size // config.minibatches)  # every process must have its share of every update
         self.policy, self.reference = policy.to(self.accelerator.device), reference.to(self.accelerator.device)
         self.reward, self.true_score = reward, true_score
         if isinstance(reward, RewardModel):

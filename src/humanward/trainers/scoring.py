@@ -13,9 +13,10 @@ from torch import Tensor
 
 from humanward.data import Task
 from humanward.data.batches import left_pad, right_pad
-from humanward.errors import RunError
+from humanward.errors import RunError, UserError
 from humanward.maths.masks import truncate_at
 from humanward.models import RewardModel, context_length
+from humanward.storage import Stopped
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """Any callable of (prompts, responses) -> scores, texts in, one number per response out."""
@@ -98,6 +99,8 @@ def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -
     try:
         given: Sequence[Any] = score(prompts, responses)
         values = [None if v is None else float(v) for v in given]
+    except (Stopped, UserError, RunError):
+        raise
     except Exception as error:
         raise RunError(
             f"reward {name}: raised {type(error).__name__}: {' '.join(str(error).split())}; "
@@ -125,12 +128,19 @@ class TextReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """The score of each response, in texts as ``Prompt.text`` and ``Response.text`` have them."""
+        """The score of each response, in texts as ``Prompt.text`` and ``Response.text`` have them; an empty one is read at its end token."""
         scores: list[float] = []
         for start in range(0, len(prompts), 64):
             rows = slice(start, start + 64)
             p, pm = left_pad([self.task.encode_prompt(text) for text in prompts[rows]], self.model.pad_id)
-            r, rm = right_pad([self.task.encode_continuation(text) for text in responses[rows]], self.model.pad_id)
+            r, rm = right_pad([self._tokens(text) for text in responses[rows]], self.model.pad_id)
             device = self.model.device
             scores += self.model(p.to(device), pm.to(device), r[:, None].to(device), rm[:, None].to(device))[:, 0].tolist()
         return scores
+
+    def _tokens(self, response: str) -> tuple[int, ...]:
+        eos = self.model.tokenizer.eos_token_id
+        tokens = self.task.encode_continuation(response) or ((eos,) if isinstance(eos, int) else ())
+        if not tokens:
+            raise UserError("an empty response cannot be scored: the tokenizer has no end-of-text token to read instead")
+        return tokens
