@@ -170,6 +170,17 @@ def test_environment_is_recorded_once_and_changes_are_said(
         run.record_environment(seed=8, threads=3)
 
 
+def test_settings_that_were_edited_after_the_start_are_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path).create()
+    run.config.write_text("seed: 7\n")
+    assert run.record_environment(seed=7, threads=2) == []
+    run.config.write_text("seed: 7\nlr: 1\n")
+    with pytest.raises(UserError, match=r"config.yaml: changed since the run began, .*; restore it or start a new run$"):
+        run.record_environment(seed=7, threads=2)
+    run.config.write_text("seed: 7\n")
+    assert run.record_environment(seed=7, threads=2) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_at_the_next_check(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -90,9 +91,11 @@ class RunFolder:
         A changed version, machine or number of threads may change the last bits of every number: an honest resume says so.
 
         Raises:
-            UserError: the seed is another one; a run keeps its seed.
+            UserError: the seed or the text of config.yaml is another one; a run keeps both.
         """
         now = describe_environment(seed, threads)
+        if self.config.exists():
+            now["config"] = hashlib.sha256(self.config.read_bytes()).hexdigest()
         if not self.environment.exists():
             write_json(self.environment, now)
             return []
@@ -100,6 +103,8 @@ class RunFolder:
         before = {**first, **(first["resumed"][-1] if first.get("resumed") else {})}
         if before.get("seed") != seed:
             raise UserError(f"{self.environment}: the run began with seed {before.get('seed')}, not {seed}; keep it or start a new run")
+        if before.get("config") != now.get("config"):
+            raise UserError(f"{self.config}: changed since the run began, which would mix two runs in one; restore it or start a new run")
         old, new = _flat(before), _flat(now)
         names = sorted(name for name in new.keys() | old.keys() if not name.startswith("resumed") and old.get(name) != new.get(name))
         changes = [f"{self.environment}: {name} was {old.get(name)}, is {new.get(name)}: results may differ" for name in names]
