@@ -2,8 +2,8 @@
 
     python bench/demo_quality.py RUNS_FOLDER [--seeds 1 2 3] [--write docs/results.md]
 
-One JSON line per seed on stdout. Time is that of the whole command, from its start to the report; memory is the largest resident size of its
-process. A finished run in the folder is not done again: its figures are read, but for the wall time and memory, which are in its files.
+One JSON line per seed on stdout. Time is that of the whole command, from its start to the report; memory is the largest resident size of
+its process. A run that is finished is not done again: its figures are read.
 """
 
 from __future__ import annotations
@@ -58,38 +58,48 @@ def interval(values: list[float], percent: bool = True) -> str:
     return f"{mean:.1%} [{low:.1%}, {high:.1%}]" if percent else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
+HEAD = """# What the demo reaches
+
+Made by `python bench/demo_quality.py RUNS_FOLDER --write docs/results.md` on {day}: {machine}, {cores} CPU cores, torch {torch}.
+
+Every run is `humanward demo` with another seed: model, prompts and judge are the embedded ones, the settings those of the preset `demo`.
+The policy is tuned on the learned reward; the scores that decide here are the labeler's own, on {prompts} prompts that no stage had seen.
+Intervals are 95 %.
+
+"""
+FOOT = """
+- *Preferred*: one response of each policy to each prompt, ties counting half, with Wilson's interval.
+- *KL*: of the tokens that the labeler sees, sampled, with a bootstrap interval.
+- *Reward model*: the share of fresh best-of-4 questions, all responses from the reference, in which it picks what the labeler picks; chance
+  is 25 %.
+- *Bits per byte*: what the reference needs for the shown text. Text that it finds ordinary needs few.
+- *SFT*: supervised fine-tuning on all responses that the labeler chose, those of the tuned policy in the second round among them.
+"""
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """docs/results.md."""
     import torch
 
-    lines = [
-        "# What the demo reaches",
-        "",
-        "Made by `python bench/demo_quality.py RUNS_FOLDER --write docs/results.md`, on "
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {torch.get_num_threads()} CPU cores, torch {torch.__version__}.",
-        "Every run is `humanward demo` with another seed: model, prompts and judge are the embedded ones, the settings those of the preset `demo`.",
-        f"Scores are the labeler's own, on {rows[0]['prompts']} prompts that no stage had seen; intervals are 95 %. The policy was tuned on the learned",
-        "reward and never saw the labeler's score.",
-        "",
-        "| Seed | Preferred to the reference | Preferred to SFT on the chosen responses | SFT preferred to the reference | KL, nats per response | Reward model, round by round (chance 25 %) "
-        "| Bits per byte of the text: reference, SFT, PPO | Seconds | Peak memory, GB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        accuracies = ", ".join(interval(values) for values in row["reward_model_accuracy"])
-        bits = ", ".join(f"{row['bits_per_byte'][name]:.2f}" for name in ("reference", "sft", "ppo"))
-        lines.append(
-            f"| {row['seed']} | {interval(row['win_rate'])} | {interval(row['against_sft'])} | {interval(row['sft_against_reference'])} "
-            f"| {interval(row['kl'], percent=False)} | {accuracies} | {bits} | {row['seconds']:.0f} | {row['memory'] / 1e9:.2f} |"
-        )
-    lines += [
-        "",
-        "A preference is one response of each policy to each prompt, ties counting half, with Wilson's interval. The KL is that of the tokens which the",
-        "labeler sees, sampled, with a bootstrap interval. The accuracy is the share of fresh best-of-4 questions, all four responses from the reference, where the reward model",
-        "picks what the labeler picks. Bits per byte are those the reference needs for the shown text: what it finds ordinary needs few.",
-        "",
-    ]
-    return "\n".join(lines)
+    head = HEAD.format(
+        day=f"{datetime.now(UTC):%Y-%m-%d}", machine=platform.machine(), cores=torch.get_num_threads(), torch=torch.__version__,
+        prompts=rows[0]["prompts"],
+    )  # fmt: skip
+    lines: dict[str, list[str]] = {
+        "Preferred to the reference": [interval(row["win_rate"]) for row in rows],
+        "Preferred to SFT": [interval(row["against_sft"]) for row in rows],
+        "SFT preferred to the reference": [interval(row["sft_against_reference"]) for row in rows],
+        "KL, nats per response": [interval(row["kl"], percent=False) for row in rows],
+    }
+    for number in range(len(rows[0]["reward_model_accuracy"])):
+        lines[f"Reward model of round {number + 1} right"] = [interval(row["reward_model_accuracy"][number]) for row in rows]
+    for name, title in (("reference", "the reference"), ("sft", "SFT"), ("ppo", "PPO")):
+        lines[f"Bits per byte of {title}"] = [f"{row['bits_per_byte'][name]:.2f}" for row in rows]
+    lines["Seconds"] = [f"{row['seconds']:.0f}" for row in rows]
+    lines["Peak memory, GB"] = [f"{row['memory'] / 1e9:.2f}" for row in rows]
+    table = ["| | " + " | ".join(f"seed {row['seed']}" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    table += [f"| {title} | " + " | ".join(cells) + " |" for title, cells in lines.items()]
+    return head + "\n".join(table) + "\n" + FOOT
 
 
 def missed(row: dict[str, Any]) -> list[str]:
