@@ -128,7 +128,7 @@ class TextReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """The score of each response, in texts as ``Prompt.text`` and ``Response.text`` have them; an empty one is read at its end token."""
+        """The score of each response, in texts as ``Prompt.text`` and ``Response.text`` have them; an empty one is read at an end token."""
         scores: list[float] = []
         for start in range(0, len(prompts), 64):
             rows = slice(start, start + 64)
