@@ -37,7 +37,7 @@ IMPORTANT = {
     "prompts": "where prompts come from",
     "labeler": "who says which response is better",
     "seed": "seed of the whole run",
-    "labels.total": "labels in all",
+    "labels.total": "labels due by the end of PPO",
     "labels.initial": "labels before the first reward model",
     "labels.rounds": "reward-model fits",
     "labels.responses_per_question": "responses shown per question",
@@ -135,7 +135,8 @@ def asked(run: Run) -> list[str]:
     labeler, known_score = labeler_words(run)
     responses = settings.get("labels.responses_per_question", "several")
     sentences = [f"Make the language model {settings.get('model', '(not recorded)')} write what {labeler} prefers."]
-    total, rounds = settings.get("labels.total"), settings.get("labels.rounds")
+    given, rounds = labels_table(run)[0], settings.get("labels.rounds")
+    total = settings.get("labels.total") if given is None else str(given)
     ask = f"The model wrote {responses} responses to each of many prompts, and the labeler said which one is best"
     sentences.append(f"{ask}: {_counted(total)} labels in {_rounds(rounds)}." if total else f"{ask}.")
     sentences.append("A reward model learned to predict those choices, and PPO tuned the policy to raise its score,")
