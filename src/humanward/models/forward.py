@@ -1,7 +1,8 @@
 """The one forward that everything uses: hidden states at response positions, the prompt computed once for its K responses.
 
 A row of the packed batch is [prompt | response 1 | ... | response K]. A response sees its prompt and its own past, never its siblings; its
-positions continue the prompt's. That is exact for every model whose attention is given by a mask; a model for which it is not (state
+positions continue the prompt's. Padding is left out: each row is closed up to its real tokens, so that a batch costs as much as its longest
+row. That is exact for every model whose attention is given by a mask; a model for which it is not (state
 spaces) is found by `packs_exactly` and served one response per row, as is a prompt and response longer than a model's sliding window.
 """
 
@@ -56,7 +57,7 @@ def response_hidden(
     B, P = prompts.shape
     K, R = responses.shape[1:]
     if K == 1 or not packed or sliding_window(trunk) < P + R:
-        rows = _run(
+        rows = _closed_up(
             trunk,
             torch.cat([prompts.repeat_interleave(K, 0), responses.flatten(0, 1)], dim=1),
             torch.cat([prompt_mask.repeat_interleave(K, 0), response_mask.flatten(0, 1)], dim=1),
@@ -64,20 +65,36 @@ def response_hidden(
         return ResponseHidden(rows[::K, P - 1], rows[:, P:].unflatten(0, (B, K)))
     ids = torch.cat([prompts, responses.flatten(1, 2)], dim=1)
     mask = torch.cat([prompt_mask, response_mask.flatten(1, 2)], dim=1)
-    prompt_positions = position_ids(prompt_mask)
-    offsets = prompt_mask.sum(1)[:, None, None]
-    positions = torch.cat([prompt_positions, (offsets + torch.arange(R, device=ids.device)).expand(B, K, R).flatten(1, 2)], dim=1)
-    states = _run(trunk, ids, mask, positions, siblings_apart(mask, P, K, R, next(trunk.parameters()).dtype))
+    behind = prompt_mask.sum(1).repeat_interleave(K)[:, None] + position_ids(response_mask.flatten(0, 1))
+    positions = torch.cat([position_ids(prompt_mask), behind.view(B, K * R)], dim=1)
+    group = torch.arange(1, K + 1, device=ids.device).repeat_interleave(R)
+    group = torch.cat([group.new_zeros(P), group])  # 0: prompt, k: response k
+    states = _closed_up(trunk, ids, mask, positions, group)
     return ResponseHidden(states[:, P - 1], states[:, P:].unflatten(1, (K, R)))
 
 
-def siblings_apart(mask: Bool[Tensor, "B T"], P: int, K: int, R: int, dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
-    """Additive attention mask of the packed row: causal, over real tokens, and no response sees another."""
-    T = mask.shape[1]
-    group = torch.zeros(T, dtype=torch.long, device=mask.device)  # 0: prompt, k: response k
-    group[P:] = torch.arange(1, K + 1, device=mask.device).repeat_interleave(R)
-    seen = (group == 0) | (group == group[:, None])
-    allowed = torch.tril(seen.expand(T, T)) & mask[:, None, None, :]
+def _closed_up(
+    trunk: nn.Module, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], positions: Tensor | None = None, group: Tensor | None = None
+) -> Float[Tensor, "B T D"]:
+    """States at all places, computed on rows from which the padding is taken out; 0 where there is padding."""
+    B, T = ids.shape
+    length = max(1, int(mask.sum(1).max()))
+    # Real tokens first, in their order; rows that are shorter than the longest end with some of their own padding.
+    places = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :length]
+    ids, real = ids.gather(1, places), mask.gather(1, places)
+    if positions is None or group is None:
+        states = _run(trunk, ids, real)
+    else:
+        attention = siblings_apart(real, group[places], next(trunk.parameters()).dtype)
+        states = _run(trunk, ids, real, positions.gather(1, places), attention)
+    states = states * real[..., None]
+    return states.new_zeros(B, T, states.shape[-1]).scatter(1, places[..., None].expand_as(states), states)
+
+
+def siblings_apart(mask: Bool[Tensor, "B T"], group: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+    """Additive attention mask of packed rows: causal, over real tokens, and no response sees another. Group 0 is the prompt."""
+    seen = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
+    allowed = (torch.tril(seen) & mask[:, None, :])[:, None]
     return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 

@@ -42,7 +42,7 @@ class PPOConfig(Config):
     ppo_epochs: PositiveInt = 4
     """Passes over a step's episodes."""
     micro_batch_size: PositiveInt | None = None
-    """Episodes per forward; null: the whole share of a process. Changes memory, never the result."""
+    """Episodes per forward, like lengths together; null: the whole share of a process. Changes memory and speed, never the result."""
     lr: PositiveFloat = 1e-5
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -243,6 +243,8 @@ class PPOTrainer:
         """One clipped update on a minibatch of the global batch."""
         c, device = self.config, self.accelerator.device
         rows = torch.arange(len(minibatch.advantages), device=device)[my_rows(self.accelerator, len(minibatch.advantages))]
+        lengths = minibatch.rollout.prompt_mask.sum(1) + minibatch.rollout.response_mask.sum(1)
+        rows = rows[lengths[rows].argsort(stable=True)]  # rows of one length share a forward: little padding
         tokens = minibatch.rollout.response_mask.sum()
         seen: list[dict[str, Tensor]] = []
         torch.manual_seed(derive_seed(self.seed, "ppo dropout", self.updater.updates, self.accelerator.process_index))

@@ -35,7 +35,7 @@ class RewardConfig(Config):
     batch_size: PositiveInt = 32
     """Questions per update, over all processes."""
     micro_batch_size: PositiveInt | None = None
-    """Questions per forward; None: the whole share of a process. Changes memory, never the result."""
+    """Questions per forward, like lengths together; null: the whole share of a process. Changes memory and speed, never the result."""
     epochs: PositiveInt = 1
     """Passes over the labels. One, against overfitting (2019)."""
     adam_eps: PositiveFloat = 1e-5
@@ -143,6 +143,7 @@ class RewardTrainer:
         padded = batch + [batch[0]] * (-len(batch) % self.accelerator.num_processes)
         mine = my_rows(self.accelerator, len(padded))
         own = [(comparison, number < len(batch)) for number, comparison in enumerate(padded)][mine]
+        own.sort(key=lambda row: tokens_of(row[0]))  # questions of one length share a forward: little padding
         correct: list[Tensor] = []
 
         def loss(module: nn.Module, rows: list[tuple[Comparison, bool]]) -> Tensor:
@@ -201,13 +202,17 @@ class RewardTrainer:
         self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
 
 
+def tokens_of(comparison: Comparison) -> int:
+    """Of the prompt and all responses."""
+    return len(comparison.prompt.tokens) + sum(len(response.tokens) for response in comparison.responses)
+
+
 @torch.no_grad()
 def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
     """Which response of each question the reward model scores highest."""
     reward_model.eval()
     chosen = [0] * len(comparisons)
-    lengths = [len(c.prompt.tokens) + sum(len(r.tokens) for r in c.responses) for c in comparisons]
-    for rows in length_sorted_batches(lengths, batch_size):
+    for rows in length_sorted_batches([tokens_of(c) for c in comparisons], batch_size):
         q = collate([comparisons[i] for i in rows], reward_model.pad_id, reward_model.device)
         best = reward_model(q.prompts, q.prompt_mask, q.responses, q.response_mask).argmax(1).tolist()
         for row, choice in zip(rows, best, strict=True):
