@@ -80,6 +80,13 @@ def test_each_reward_model_begins_from_the_reference(loop: Loop) -> None:
     assert not torch.equal(fitted.score_head.weight, second.score_head.weight)
 
 
+def test_the_random_head_is_as_large_as_the_setting_says(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = stages.new_reward_model(loop.context, 1)
+    reward = loop.config.reward.model_copy(update={"head_scale": 0.25})
+    monkeypatch.setattr(loop.context, "config", loop.config.model_copy(update={"reward": reward}))
+    torch.testing.assert_close(stages.new_reward_model(loop.context, 1).score_head.weight, 0.25 * full.score_head.weight)
+
+
 def test_the_reward_model_of_a_round_has_seen_all_labels_so_far(loop: Loop) -> None:
     written = [json.loads((loop.folder.path / f"rounds/{n}/reward/validation.json").read_text()) for n in (1, 2)]
     assert [row["labels"] for row in written] == [38, 59]

@@ -25,20 +25,22 @@ class RewardModel(nn.Module):
     Args:
         model: the causal language model whose trunk is used; its LM head is not.
         tokenizer: its tokenizer.
-        generator: draws the head from N(0, 1 / sqrt(d + 1)), the deviation of the released code of Ziegler et al. 2019; None: the
-            default one.
+        head_scale: the head is drawn with the deviation head_scale / sqrt(d + 1); 1 is the released code of Ziegler et al. 2019.
+        generator: draws the head; None: the default one.
     """
 
     gain: Tensor
     bias: Tensor
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, head_scale: float = 1.0, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         width = hidden_size(model)
         self.score_head = nn.Linear(width, 1)
-        nn.init.normal_(self.score_head.weight, std=1 / math.sqrt(width + 1), generator=generator)
+        nn.init.normal_(self.score_head.weight, std=head_scale / math.sqrt(width + 1), generator=generator)
         nn.init.zeros_(self.score_head.bias)
         self.score_head.to(next(model.parameters()).device)
         self.register_buffer("gain", torch.ones((), device=self.score_head.weight.device))

@@ -176,7 +176,8 @@ def comparisons(context: Context, round: int) -> tuple[list[Comparison], list[Co
 def new_reward_model(context: Context, round: int) -> RewardModel:
     """The reference's trunk with a random head: each round begins anew (2019)."""
     model = load_causal_lm(resolve(context.reference_folder))
-    return RewardModel(model, context.task.tokenizer, generator=generator(context.config.seed, "reward head", round))
+    head = generator(context.config.seed, "reward head", round)
+    return RewardModel(model, context.task.tokenizer, head_scale=context.config.reward.head_scale, generator=head)
 
 
 def fit_reward(context: Context, round: int, output: Path) -> None:

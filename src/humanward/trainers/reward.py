@@ -48,6 +48,9 @@ class RewardConfig(Config):
     """Clip the gradient's norm; null: do not (2019)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout while fitting. Off (2019)."""
+    head_scale: PositiveFloat = 1.0
+    """Deviation of the random head, in units of 1 / sqrt(d + 1) (2019). Below 1, with ``normalize_before: false``, fitting begins at
+    scores near 0 and has no noise to unlearn first."""
     normalize_before: bool = True
     """Before fitting, give the scores of reference responses the target mean and deviation."""
     normalize_after: bool = True
