@@ -52,7 +52,7 @@ def measure(name: str, batch_size: int, steps: int, peak: float) -> dict[str, ob
         policy.tokenizer,
     )
     prompts = torch.randint(2, 4000, (4 * batch_size, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
-    config = PPOConfig(episodes=batch_size * (steps + 1), batch_size=batch_size, lr=1e-5, micro_batch_size=min(batch_size, 32))
+    config = PPOConfig(episodes=batch_size * (steps + 1), batch_size=batch_size, lr=1e-5)
     trainer = PPOTrainer(policy, policy.frozen_copy(), lambda p, r: [float(len(x) % 7) for x in r], prompts, config, task=task)
     trainer.step(0)
     reset_peak_memory()

@@ -410,12 +410,14 @@ def test_the_learning_rate_of_the_reward_model_falls_to_zero() -> None:
 
 def test_batch_minibatch_and_micro_batch_are_three_things() -> None:
     """N details, policy 7: a batch is sampled, divided into minibatches that one update each is made of, and those into forwards."""
-    trainer = ppo_trainer(batch_size=32, minibatches=2, ppo_epochs=3, micro_batch_size=4)
-    rows: list[int] = []
-    trainer.policy.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    trainer = ppo_trainer(batch_size=32, minibatches=2, ppo_epochs=3, micro_batch_tokens=20)
+    forwards: list[tuple[int, int]] = []
+    trainer.policy.register_forward_hook(lambda module, args, output: forwards.append((len(args[0]), int(args[1].sum() + args[3].sum()))))
     trainer.step(0)
     assert trainer.updater.updates == 2 * 3
-    assert rows == [4] * (32 // 4 * 3)
+    assert sum(rows for rows, _ in forwards) == 32 * 3
+    assert all(tokens <= 20 for _, tokens in forwards)
+    assert len(forwards) > 2 * 3
 
 
 def test_each_epoch_shuffles_anew() -> None:

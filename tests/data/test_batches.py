@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humanward.data import epoch_order, index_order, left_pad, length_sorted_batches, right_pad, shard
+from humanward.data import epoch_order, index_order, left_pad, length_sorted_batches, right_pad, shard, token_batches
 
 
 def test_left_pad_ends_every_row_in_the_last_column() -> None:
@@ -95,6 +95,14 @@ def test_shard_refuses_an_uneven_batch() -> None:
         shard([1, 2, 3, 4], 0, 3)
     with pytest.raises(ValueError, match="rank 2"):
         shard([1, 2], 2, 2)
+
+
+def test_token_batches_are_filled_up_to_the_limit_longest_first() -> None:
+    assert token_batches([2, 9, 2, 5, 9, 1], 14) == [[1], [4, 3], [0, 2, 5]]
+    assert token_batches([20, 3], 10) == [[0], [1]]
+    assert token_batches([], 2) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        token_batches([1], 0)
 
 
 def test_length_sorted_batches_cover_everything_longest_first() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -24,8 +29,7 @@ from transformers import (
 )
 
 from humanward.data import left_pad, right_pad
-from humanward.models import Policy, RewardModel, context_length, packs_exactly, response_hidden
-from humanward.models.forward import sliding_window
+from humanward.models import Policy, RewardModel, context_length, packs_exactly, response_states
 from humanward.models.loading import trunk_of
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 
@@ -40,7 +44,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES),
     "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES),
-    "gemma2": lambda: Gemma2Config(**SIZES, sliding_window=16, final_logit_softcapping=3.0, query_pre_attn_scalar=8),
+    # Gemma's norms and soft-capped softmax are float32 in the library: smaller weights, so that 1e-6 of the logits is above its rounding.
+    "gemma2": lambda: Gemma2Config(
+        **{**SIZES, "initializer_range": 0.2}, sliding_window=16, final_logit_softcapping=3.0, attn_logit_softcapping=2.0,
+        query_pre_attn_scalar=8,
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        **{**SIZES, "initializer_range": 0.2}, sliding_window=16, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=16),
     "gpt_neox": lambda: GPTNeoXConfig(**{**SIZES, "head_dim": None, "num_key_value_heads": None}),
     "opt": lambda: OPTConfig(
@@ -51,13 +63,29 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 }  # fmt: skip
 
 
-# Gemma 2 takes its softmax in float32, where the library's float64 mask of a pad is -inf and gives NaN: it is tested in float32.
-TOLERANCE = {"gemma2": 1e-5}
+# In the library, Gemma takes its softmax and its norms in float32, whatever the model's type.
+TOLERANCE = {"gemma2": 1e-6, "gemma3": 1e-6}
 
 
 def make(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(FAMILIES[family]()).to(torch.float32 if family == "gemma2" else torch.float64).eval()
+    implementation = "eager" if family == "gemma2" else "sdpa"  # Soft-capped scores are served by the slow one only
+    return AutoModelForCausalLM.from_config(FAMILIES[family](), attn_implementation=implementation).double().eval()
+
+
+@cache
+def kept(family: str, use: str = "packed", dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """One model for many examples; the one for ``packed`` has our attention, any other the library's."""
+    model = make(family).to(dtype)
+    assert use != "packed" or packs_exactly(trunk_of(model))
+    return model
+
+
+def response_rows(trunk: nn.Module, *batch: Tensor, packed: bool = True) -> Tensor:
+    """States of the response tokens, [B, K, R, D]."""
+    assert packs_exactly(trunk) or not packed
+    states = response_states(trunk, *batch, packed=packed)
+    return states.take(states.responses)
 
 
 def block(K: int, *, extra: int = 0, B: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,12 +109,12 @@ def alone(model: PreTrainedModel, prompt: Tensor, prompt_mask: Tensor, response:
 @pytest.mark.parametrize(("K", "extra"), [(1, 0), (2, 3), (5, 1)])
 @torch.no_grad()
 def test_a_packed_row_is_one_forward_per_response(family: str, K: int, extra: int) -> None:
-    model, (prompts, prompt_mask, responses, response_mask) = make(family), block(K, extra=extra)
+    model, naive, (prompts, prompt_mask, responses, response_mask) = make(family), make(family), block(K, extra=extra)
     for packed in (True, False):
-        states = response_hidden(trunk_of(model), prompts, prompt_mask, responses, response_mask, packed=packed).responses
+        states = response_rows(trunk_of(model), prompts, prompt_mask, responses, response_mask, packed=packed)
         for b in range(3):
             for k in range(K):
-                expected = alone(model, prompts[b], prompt_mask[b], responses[b, k], response_mask[b, k])
+                expected = alone(naive, prompts[b], prompt_mask[b], responses[b, k], response_mask[b, k])
                 torch.testing.assert_close(states[b, k][response_mask[b, k]], expected, rtol=0, atol=TOLERANCE.get(family, 1e-9))
 
 
@@ -95,31 +123,108 @@ def test_the_families_pack(family: str) -> None:
     assert packs_exactly(trunk_of(make(family)))
 
 
+@st.composite
+def ragged(draw: st.DrawFn) -> tuple[list[list[int]], list[list[list[int]]], int]:
+    """1 to 3 prompts of 0 to 8 tokens, the same number K = 1 ... 9 of responses to each, of 0 to 6 tokens, and a number of extra pads."""
+    words = st.integers(2, 7)
+    prompts = draw(st.lists(st.lists(words, max_size=8), min_size=1, max_size=3))
+    K = draw(st.integers(1, 9))
+    answers = [draw(st.lists(st.lists(words, max_size=6), min_size=K, max_size=K)) for _ in prompts]
+    assume(any(prompts) or any(response for row in answers for response in row))
+    return prompts, answers, draw(st.integers(0, 3))
+
+
+def blocks(prompts: list[list[int]], answers: list[list[list[int]]], extra: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ids, mask = left_pad(prompts, PAD)
+    rows, rows_mask = right_pad([response for row in answers for response in row], PAD, 6)
+    ids, mask = (torch.nn.functional.pad(x, (extra, 0), value=0) for x in (ids, mask))
+    return ids, mask, rows.view(len(prompts), -1, 6), rows_mask.view(len(prompts), -1, 6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=8)
+@given(batch=ragged())
+@torch.no_grad()
+def test_logits_of_a_ragged_batch_are_those_of_one_forward_each(family: str, batch: tuple[Any, Any, int]) -> None:
+    prompts, answers, _ = batch
+    model, naive = kept(family), kept(family, "naive")
+    states = response_states(trunk_of(model), *blocks(*batch))
+    logits = model.get_output_embeddings()(states.take(states.before_each_token()))  # pyright: ignore[reportOptionalCall]
+    for b, prompt in enumerate(prompts):
+        for k, response in enumerate(answers[b]):
+            if not prompt + response:
+                continue
+            whole = naive.get_output_embeddings()(trunk_of(naive)(torch.tensor([prompt + response]), use_cache=False).last_hidden_state[0])  # pyright: ignore[reportOptionalCall]
+            expected = whole[len(prompt) - 1 :] if prompt else whole
+            found = logits[b, k, : len(response) + 1] if prompt else logits[b, k, 1 : len(response) + 1]
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 if family == "gpt2" else 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=4)
+@given(batch=ragged())
+def test_gradients_of_a_ragged_batch_are_those_of_one_forward_each(family: str, batch: tuple[Any, Any, int]) -> None:
+    """In float32, to 1e-5 of the whole gradient's norm, for a loss that gives every state a weight of its own."""
+    prompts, answers, _ = batch
+    assume(all(prompts))
+    model, naive = kept(family, "packed", torch.float32), kept(family, "naive", torch.float32)
+    direction = torch.linspace(-1, 1, 16)
+    states = response_states(trunk_of(model), *blocks(*batch))
+    rows = states.before_each_token()
+    (states.take(rows[rows >= 0]) @ direction).sin().sum().backward()
+    for prompt, row in zip(prompts, answers, strict=True):
+        for response in row:
+            alone = trunk_of(naive)(torch.tensor([prompt + response]), use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
+            (alone @ direction).sin().sum().backward()
+    found, expected = (torch.cat([p.grad.flatten() for p in trunk_of(one).parameters() if p.grad is not None]) for one in (model, naive))
+    model.zero_grad()
+    naive.zero_grad()
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@torch.no_grad()
+def test_the_prompt_passes_through_the_body_once() -> None:
+    """Tokens that the layers see: those of each prompt, and those of its five responses."""
+    model, (prompts, prompt_mask, responses, response_mask) = kept("llama"), block(5, extra=3)
+    seen: list[int] = []
+    handle = trunk_of(model).layers[0].mlp.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:-1].numel()))
+    response_states(trunk_of(model), prompts, prompt_mask, responses, response_mask)
+    handle.remove()
+    assert seen == [int(prompt_mask.sum() + response_mask.sum())]
+
+
+@torch.no_grad()
+def test_a_row_may_fill_the_context() -> None:
+    model = kept("gpt2")
+    prompts, responses = torch.full((1, 60), 3), torch.full((1, 2, 4), 5)
+    states = response_states(trunk_of(model), prompts, torch.ones_like(prompts).bool(), responses, torch.ones_like(responses).bool())
+    expected = alone(kept("gpt2", "naive"), prompts[0], torch.ones(60).bool(), responses[0, 0], torch.ones(4).bool())
+    torch.testing.assert_close(states.take(states.responses)[0, 1], expected, rtol=0, atol=1e-9)
+
+
 @torch.no_grad()
 def test_the_order_of_responses_does_not_matter() -> None:
     model, (prompts, prompt_mask, responses, response_mask) = make("llama"), block(4)
     order = [2, 0, 3, 1]
-    states = response_hidden(trunk_of(model), prompts, prompt_mask, responses, response_mask).responses
-    other = response_hidden(trunk_of(model), prompts, prompt_mask, responses[:, order], response_mask[:, order]).responses
+    states = response_rows(trunk_of(model), prompts, prompt_mask, responses, response_mask)
+    other = response_rows(trunk_of(model), prompts, prompt_mask, responses[:, order], response_mask[:, order])
     torch.testing.assert_close(states[:, order][response_mask[:, order]], other[response_mask[:, order]], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
 @torch.no_grad()
-def test_a_row_longer_than_the_sliding_window_is_not_packed(family: str) -> None:
-    """The window is 16, prompt and response have 20 tokens: an explicit mask would let every layer see them all."""
-    model, tolerance = make(family), TOLERANCE.get(family, 1e-9)
-    trunk = trunk_of(model)
-    assert sliding_window(trunk) == 16
-    assert packs_exactly(trunk)
-    prompts = torch.arange(16)[None] % 6 + 2
-    responses = (torch.arange(8) * 5 % 6 + 2).view(1, 2, 4)
+def test_a_sliding_window_slides_along_prompt_and_own_response(family: str) -> None:
+    """The window is 16, prompt and response have 24 tokens."""
+    model, naive = make(family), make(family)
+    prompts = torch.arange(40).view(2, 20) % 6 + 2
+    responses = (torch.arange(24) * 5 % 6 + 2).view(2, 3, 4)
     masks = torch.ones_like(prompts, dtype=torch.bool), torch.ones_like(responses, dtype=torch.bool)
-    states = response_hidden(trunk, prompts, masks[0], responses, masks[1], packed=True).responses
-    for k in range(2):
-        torch.testing.assert_close(
-            states[0, k], alone(model, prompts[0], masks[0][0], responses[0, k], masks[1][0, k]), rtol=0, atol=tolerance
-        )
+    masks[0][1, :7] = False
+    states = response_rows(trunk_of(model), prompts, masks[0], responses, masks[1])
+    for b in range(2):
+        for k in range(3):
+            expected = alone(naive, prompts[b], masks[0][b], responses[b, k], masks[1][b, k])
+            torch.testing.assert_close(states[b, k], expected, rtol=0, atol=TOLERANCE.get(family, 1e-9))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,7 +252,7 @@ def test_logprobs_entropies_and_values_are_those_of_the_full_logits(family: str)
 
 
 def test_the_head_sees_response_positions_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 rows of 3 x 4 response tokens of 3 x 12 in all, and never the model's own [B, T, V]."""
+    """6 rows for responses of 1, 2 and 3 tokens, 18 tokens with their prompts, and never the model's own [B, T, V]."""
     from humanward.models import policy as room
 
     policy = Policy(make("llama"), tiny_tokenizer())
@@ -162,7 +267,7 @@ def test_the_head_sees_response_positions_only(monkeypatch: pytest.MonkeyPatch) 
     policy.head.register_forward_hook(lambda *_: pytest.fail("the model's own head ran"))
     prompts, prompt_mask, responses, response_mask = block(1)
     policy(prompts, prompt_mask, responses[:, 0], response_mask[:, 0], temperature=1.0)
-    assert rows == [12]
+    assert rows == [6]
 
 
 def test_gradients_are_those_of_the_full_logits() -> None:

@@ -85,6 +85,24 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
+def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """All indices, each once, in batches of similar length and of at most ``max_tokens`` together; an item longer than that stands alone.
+
+    As ``length_sorted_batches``, the longest come first.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    batches: list[list[int]] = []
+    room = 0
+    for index in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        room -= lengths[index]
+        if room < 0 or not batches:
+            batches.append([])
+            room = max_tokens - lengths[index]
+        batches[-1].append(index)
+    return batches
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     key = np.frombuffer(hashlib.sha256(f"epoch order {seed} {epoch}".encode()).digest()[:16], dtype="<u8")

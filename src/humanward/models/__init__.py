@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .allocator import keep_freed_memory
-from .forward import ResponseHidden, packs_exactly, response_hidden
+from .forward import ResponseStates, packs_exactly, response_states
 from .loading import context_length, load_causal_lm, load_tokenizer, resolve
 from .policy import Policy, ResponseOutputs, fingerprint
 from .reward_model import RewardModel
@@ -11,8 +11,8 @@ from .sampling import Samples, SamplingSettings, sample_responses
 
 __all__ = [
     "Policy",
-    "ResponseHidden",
     "ResponseOutputs",
+    "ResponseStates",
     "RewardModel",
     "Samples",
     "SamplingSettings",
@@ -23,6 +23,6 @@ __all__ = [
     "load_tokenizer",
     "packs_exactly",
     "resolve",
-    "response_hidden",
+    "response_states",
     "sample_responses",
 ]

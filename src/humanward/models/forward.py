@@ -1,9 +1,8 @@
 """The one forward that everything uses: hidden states at response positions, the prompt computed once for its K responses.
 
-A row of the packed batch is [prompt | response 1 | ... | response K]. A response sees its prompt and its own past, never its siblings; its
-positions continue the prompt's. Padding is left out: each row is closed up to its real tokens, so that a batch costs as much as its longest
-row. That is exact for every model whose attention is given by a mask; a model for which it is not (state
-spaces) is found by `packs_exactly` and served one response per row, as is a prompt and response longer than a model's sliding window.
+The batch runs as one stream of tokens without padding, prompt 1, its responses, prompt 2, ...; `attention` keeps apart what does not belong
+together. Positions of a response continue the prompt's. A model for which that is not exact (state spaces, attention of its own) is found
+by `packs_exactly` and served one padded row per response, with the same result.
 """
 
 from __future__ import annotations
@@ -18,24 +17,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from humanward.maths.masks import position_ids
+from humanward.models import attention
+from humanward.models.attention import Packing
 
 
 @dataclass(frozen=True)
-class ResponseHidden:
-    """Last hidden states of one packed forward."""
+class ResponseStates:
+    """Last hidden states of one forward, and which of them belong to the responses."""
 
-    prompt_last: Float[Tensor, "B D"]
-    """At the last prompt token: where the first response token is predicted."""
-    responses: Float[Tensor, "B K R D"]
-    """At the response tokens."""
+    states: Float[Tensor, "N D"]
+    prompt_last: Int[Tensor, " B"]
+    """Row of ``states`` of the last prompt token, from which the first response token is predicted; -1 for an empty prompt."""
+    responses: Int[Tensor, "B K R"]
+    """Rows of the response tokens; -1 on pads."""
 
-    def before_each_token(self) -> Float[Tensor, "B K R+1 D"]:
-        """States from which the tokens are predicted: the prompt's last one, then those of the responses."""
-        first = self.prompt_last[:, None, None].expand(-1, self.responses.shape[1], 1, -1)
+    def before_each_token(self) -> Int[Tensor, "B K R+1"]:
+        """Rows from which the tokens are predicted: the prompt's last one, then those of the response."""
+        first = self.prompt_last[:, None, None].expand(-1, self.responses.shape[1], 1)
         return torch.cat([first, self.responses], dim=2)
 
+    def take(self, rows: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """States of these rows; 0 for row -1."""
+        taken = self.states.index_select(0, rows.flatten().clamp(min=0)).view(*rows.shape, -1)
+        return taken if bool((rows >= 0).all()) else taken * (rows >= 0)[..., None]
 
-def response_hidden(
+
+def response_states(
     trunk: nn.Module,
     prompts: Int[Tensor, "B P"],
     prompt_mask: Bool[Tensor, "B P"],
@@ -43,68 +50,58 @@ def response_hidden(
     response_mask: Bool[Tensor, "B K R"],
     *,
     packed: bool = True,
-) -> ResponseHidden:
-    """Run ``trunk`` (a model without its LM head) over left-padded prompts and right-padded responses.
+) -> ResponseStates:
+    """Run ``trunk`` (a model without its LM head) over padded prompts and responses.
 
     Args:
         trunk: ids -> last hidden states, for example ``trunk_of(model)``.
-        prompts: left-padded.
+        prompts: padded on either side.
         prompt_mask: True = real token.
-        responses: right-padded.
+        responses: padded on either side.
         response_mask: True = real token.
-        packed: run [prompt | response 1 | ... | response K] as one row; otherwise repeat the prompt for each response. Same result.
+        packed: one stream in which each prompt stands once, if ``packs_exactly(trunk)``; otherwise a padded row for each response.
     """
-    B, P = prompts.shape
-    K, R = responses.shape[1:]
-    if K == 1 or not packed or sliding_window(trunk) < P + R:
-        rows = _closed_up(
-            trunk,
-            torch.cat([prompts.repeat_interleave(K, 0), responses.flatten(0, 1)], dim=1),
-            torch.cat([prompt_mask.repeat_interleave(K, 0), response_mask.flatten(0, 1)], dim=1),
-        )
-        return ResponseHidden(rows[::K, P - 1], rows[:, P:].unflatten(0, (B, K)))
-    ids = torch.cat([prompts, responses.flatten(1, 2)], dim=1)
-    mask = torch.cat([prompt_mask, response_mask.flatten(1, 2)], dim=1)
-    behind = prompt_mask.sum(1).repeat_interleave(K)[:, None] + position_ids(response_mask.flatten(0, 1))
-    positions = torch.cat([position_ids(prompt_mask), behind.view(B, K * R)], dim=1)
-    group = torch.arange(1, K + 1, device=ids.device).repeat_interleave(R)
-    group = torch.cat([group.new_zeros(P), group])  # 0: prompt, k: response k
-    states = _closed_up(trunk, ids, mask, positions, group)
-    return ResponseHidden(states[:, P - 1], states[:, P:].unflatten(1, (K, R)))
+    P, K = prompts.shape[1], responses.shape[1]
+    if not packed:
+        prompts, prompt_mask = prompts.repeat_interleave(K, 0), prompt_mask.repeat_interleave(K, 0)
+        ids = torch.cat([prompts, responses.flatten(0, 1)], dim=1)
+        mask = torch.cat([prompt_mask, response_mask.flatten(0, 1)], dim=1)
+        states, places = _padded(trunk, ids, mask)
+        prompt_rows, response_rows = places[::K, :P], places[:, P:].unflatten(0, (-1, K))
+    else:
+        packing = Packing(prompt_mask, response_mask)
+        ids = torch.cat([prompts, responses.flatten(1)], dim=1)
+        states = _stream(trunk, ids.flatten()[packing.real], packing)
+        places = torch.full_like(ids.flatten(), -1).index_copy(0, packing.real, torch.arange(len(packing.real), device=ids.device))
+        prompt_rows, response_rows = places.view(ids.shape)[:, :P], places.view(ids.shape)[:, P:].unflatten(1, (K, -1))
+    # Rows grow from left to right: the largest is the last token's.
+    last = prompt_rows.amax(1) if P else prompt_rows.new_full((len(prompt_rows),), -1)
+    return ResponseStates(states, last, response_rows)
 
 
-def _closed_up(
-    trunk: nn.Module, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], positions: Tensor | None = None, group: Tensor | None = None
-) -> Float[Tensor, "B T D"]:
-    """States at all places, computed on rows from which the padding is taken out; 0 where there is padding."""
+def _stream(trunk: nn.Module, ids: Int[Tensor, " N"], packing: Packing) -> Float[Tensor, "N D"]:
+    if len(ids) == 0:
+        raise ValueError("a batch without a single token")
+    # A mask of four dimensions is passed on as it is, so that the library makes none of its own.
+    nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    return trunk(
+        input_ids=ids[None], position_ids=packing.positions[None], attention_mask=nothing, use_cache=False, packing=packing
+    ).last_hidden_state[0]
+
+
+def _padded(trunk: nn.Module, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> tuple[Float[Tensor, "N D"], Int[Tensor, "B T"]]:
+    """States of rows closed up to the longest one's real tokens, and the row of each place among them."""
     B, T = ids.shape
     length = max(1, int(mask.sum(1).max()))
     # Real tokens first, in their order; rows that are shorter than the longest end with some of their own padding.
-    places = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :length]
-    ids, real = ids.gather(1, places), mask.gather(1, places)
-    if positions is None or group is None:
-        states = _run(trunk, ids, real)
-    else:
-        attention = siblings_apart(real, group[places], next(trunk.parameters()).dtype)
-        states = _run(trunk, ids, real, positions.gather(1, places), attention)
-    states = states * real[..., None]
-    return states.new_zeros(B, T, states.shape[-1]).scatter(1, places[..., None].expand_as(states), states)
-
-
-def siblings_apart(mask: Bool[Tensor, "B T"], group: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
-    """Additive attention mask of packed rows: causal, over real tokens, and no response sees another. Group 0 is the prompt."""
-    seen = (group[:, None, :] == 0) | (group[:, None, :] == group[:, :, None])
-    allowed = (torch.tril(seen) & mask[:, None, :])[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill_(~allowed, torch.finfo(dtype).min)
-
-
-def _run(trunk: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor | None = None, attention: Tensor | None = None) -> Tensor:
-    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long() if attention is None else attention, "use_cache": False}
+    columns = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :length]
+    real = mask.gather(1, columns)
+    arguments: dict[str, Any] = {"input_ids": ids.gather(1, columns), "attention_mask": real.long(), "use_cache": False}
     if takes_positions(type(trunk)):
-        arguments["position_ids"] = position_ids(mask) if positions is None else positions
-    elif positions is not None:
-        raise ValueError(f"{type(trunk).__name__} takes no position ids and cannot be packed")
-    return trunk(**arguments).last_hidden_state
+        arguments["position_ids"] = position_ids(real)
+    states = trunk(**arguments).last_hidden_state.flatten(0, 1)
+    rows = torch.arange(B * length, device=ids.device).view(B, length).where(real, -1)
+    return states, rows.new_full((B, T), -1).scatter(1, columns, rows)
 
 
 @lru_cache
@@ -113,30 +110,31 @@ def takes_positions(kind: type) -> bool:
     return "position_ids" in inspect.signature(kind.forward).parameters
 
 
-def sliding_window(trunk: nn.Module) -> int:
-    """Tokens that the shortest attention of the model reaches back; within it, attention is full and may be given by a mask."""
-    config: Any = trunk.config
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return window or 1 << 62
-
-
 @torch.no_grad()
-def packs_exactly(trunk: nn.Module, *, length: int = 12, tolerance: float = 1e-4) -> bool:
-    """Whether the packed forward of this model equals one forward per response, tried on a few tokens."""
-    device = next(trunk.parameters()).device
+def packs_exactly(trunk: nn.Module, *, length: int = 12) -> bool:
+    """Whether this model's stream equals one forward per response, tried on a few tokens. Its attention is ours from here on if it does."""
+    parameter = next(trunk.parameters())
     vocabulary = int(trunk.config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(0, vocabulary, (2, length), generator=generator).to(device)
-    responses = torch.randint(0, vocabulary, (2, 3, length), generator=generator).to(device)
+    prompts = torch.randint(0, vocabulary, (2, length), generator=generator).to(parameter.device)
+    responses = torch.randint(0, vocabulary, (2, 3, length), generator=generator).to(parameter.device)
     prompt_mask, response_mask = torch.ones_like(prompts, dtype=torch.bool), torch.ones_like(responses, dtype=torch.bool)
-    prompt_mask[1, :3] = False
+    prompt_mask[1, :3] = response_mask[0, 1, 5:] = False
+    before: Any = trunk.config._attn_implementation  # pyright: ignore[reportAttributeAccessIssue]
     training = trunk.training
     trunk.eval()
+    exact = False
     try:
-        one, other = (response_hidden(trunk, prompts, prompt_mask, responses, response_mask, packed=packed) for packed in (True, False))
-    except (ValueError, RuntimeError, TypeError, IndexError):
-        return False
+        plain = response_states(trunk, prompts, prompt_mask, responses, response_mask, packed=False)
+        trunk.set_attn_implementation(attention.NAME)  # pyright: ignore[reportCallIssue]
+        packed = response_states(trunk, prompts, prompt_mask, responses, response_mask, packed=True)
+        one, other = (x.take(x.before_each_token()).float() for x in (plain, packed))
+        tolerance = 1e-4 if torch.finfo(parameter.dtype).bits >= 32 else 5e-2
+        exact = bool((one - other).abs().max() <= tolerance * one.abs().max().clamp(min=1.0))
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        pass
     finally:
+        if not exact and trunk.config._attn_implementation != before:  # pyright: ignore[reportAttributeAccessIssue]
+            trunk.set_attn_implementation(before)  # pyright: ignore[reportCallIssue]
         trunk.train(training)
-    scale = other.responses.abs().max().clamp(min=1.0)
-    return bool((one.responses - other.responses).abs().max() <= tolerance * scale)
+    return exact

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
 from humanward.maths.logprobs import linear_logprobs
-from humanward.models.forward import packs_exactly, response_hidden
+from humanward.models.forward import packs_exactly, response_states
 from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
 
 _VALUE_HEAD = "value_head.safetensors"
@@ -24,7 +24,7 @@ _VALUE_HEAD = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class ResponseOutputs:
-    """What a forward says about given responses, at response positions only."""
+    """What a forward says about given responses, at response positions only; 0 on pads."""
 
     logprobs: Float[Tensor, "B R"]
     """log pi(y_t | x, y_<t) at the sampling temperature, nats."""
@@ -136,14 +136,21 @@ class Policy(nn.Module):
         want_entropy: bool = False,
     ) -> ResponseOutputs:
         """Log-probabilities, entropies and values of the responses. The LM head runs at response positions only."""
-        B, R = responses.shape
-        states = response_hidden(self.trunk, prompts, prompt_mask, responses[:, None, :-1], response_mask[:, None, :-1])
-        hidden = states.before_each_token()[:, 0]
+        # The last token of a response predicts nothing: it need not be run.
+        predicts = (response_mask.flip(1).cumsum(1).flip(1) > 1) & response_mask
+        states = response_states(
+            self.trunk, prompts, prompt_mask, responses[:, None, :-1], predicts[:, None, :-1], packed=self.packs()
+        )  # fmt: skip
+        hidden = states.take(states.before_each_token()[:, 0][response_mask])
         logprobs, entropy = self.logprobs_of(
-            hidden.flatten(0, 1), responses.flatten(), temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
+            hidden, responses[response_mask], temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )
         values = None if self.value_head is None else self.values_of(hidden)
-        return ResponseOutputs(logprobs.view(B, R), None if entropy is None else entropy.view(B, R), values)
+
+        def padded(x: Tensor) -> Tensor:
+            return x.new_zeros(responses.shape).masked_scatter(response_mask, x)
+
+        return ResponseOutputs(padded(logprobs), None if entropy is None else padded(entropy), None if values is None else padded(values))
 
     def logprobs_of(
         self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
 from humanward.maths.masks import last_index
-from humanward.models.forward import packs_exactly, response_hidden
+from humanward.models.forward import packs_exactly, response_states
 from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
 from humanward.models.policy import disable_dropout, hidden_size
 
@@ -33,8 +33,9 @@ class RewardModel(nn.Module):
     bias: Tensor
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, head_scale: float = 1.0, generator: torch.Generator | None = None
-    ) -> None:
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, head_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
@@ -76,9 +77,9 @@ class RewardModel(nn.Module):
         """Scores of K responses to each prompt; the prompt is computed once."""
         if self._packs is None:
             self._packs = packs_exactly(self.trunk)
-        states = response_hidden(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self._packs).responses
-        last = last_index(response_mask.flatten(0, 1)).view(response_mask.shape[:2])
-        read = states.gather(2, last[:, :, None, None].expand(-1, -1, 1, states.shape[-1])).squeeze(2)
+        states = response_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self._packs)
+        last = last_index(response_mask.flatten(0, 1)).view(*response_mask.shape[:2], 1)
+        read = states.take(states.responses.gather(2, last).squeeze(2))
         return self.gain * self.score_head(read.to(self.score_head.weight.dtype)).squeeze(-1) + self.bias
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from humanward.config import Config
 from humanward.data import Task
-from humanward.data.batches import epoch_order, index_order, left_pad
+from humanward.data.batches import epoch_order, index_order, left_pad, token_batches
 from humanward.errors import UserError
 from humanward.maths.advantages import gae
 from humanward.maths.kl import adapted_kl_coef
@@ -41,8 +41,8 @@ class PPOConfig(Config):
     """Updates that one pass over a step's episodes is divided into."""
     ppo_epochs: PositiveInt = 4
     """Passes over a step's episodes."""
-    micro_batch_size: PositiveInt | None = None
-    """Episodes per forward, like lengths together; null: the whole share of a process. Changes memory and speed, never the result."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Tokens per forward, in whole episodes, like lengths together. Changes memory and speed, never the result."""
     lr: PositiveFloat = 1e-5
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -213,10 +213,19 @@ class PPOTrainer:
         return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))
 
     def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
-        rows = self.config.micro_batch_size or len(prompts)
-        parts = zip(*(x.split(rows) for x in (prompts, prompt_mask, responses, mask)), strict=True)
-        outputs = [policy(*part, temperature=self.sampling.temperature, suppressed=self.suppressed).logprobs for part in parts]
-        return torch.cat(outputs).masked_fill(~mask, 0)
+        logprobs = torch.zeros(responses.shape, device=responses.device)
+        for rows in self.micro_batches(prompt_mask, mask):
+            outputs = policy(
+                prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
+                suppressed=self.suppressed,
+            )  # fmt: skip
+            logprobs[rows] = outputs.logprobs
+        return logprobs
+
+    def micro_batches(self, prompt_mask: Tensor, response_mask: Tensor) -> list[Tensor]:
+        """Rows that share a forward."""
+        lengths = (prompt_mask.sum(1) + response_mask.sum(1)).tolist()
+        return [torch.tensor(rows, device=prompt_mask.device) for rows in token_batches(lengths, self.config.micro_batch_tokens)]
 
     def score(self, rollout: Rollout, reward: Score | RewardModel, *, fixed_score: bool = True) -> Scores:
         """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
@@ -242,9 +251,7 @@ class PPOTrainer:
     def update(self, minibatch: Minibatch) -> dict[str, float]:
         """One clipped update on a minibatch of the global batch."""
         c, device = self.config, self.accelerator.device
-        rows = torch.arange(len(minibatch.advantages), device=device)[my_rows(self.accelerator, len(minibatch.advantages))]
-        lengths = minibatch.rollout.prompt_mask.sum(1) + minibatch.rollout.response_mask.sum(1)
-        rows = rows[lengths[rows].argsort(stable=True)]  # rows of one length share a forward: little padding
+        own = minibatch.rows(torch.arange(len(minibatch.advantages), device=device)[my_rows(self.accelerator, len(minibatch.advantages))])
         tokens = minibatch.rollout.response_mask.sum()
         seen: list[dict[str, Tensor]] = []
         torch.manual_seed(derive_seed(self.seed, "ppo dropout", self.updater.updates, self.accelerator.process_index))
@@ -262,7 +269,7 @@ class PPOTrainer:
             seen.append(update_metrics(outputs, part, policy_loss, value_loss, c.clip_range, share))
             return share * masked_mean(policy_loss + c.value_coef * value_loss, mask)
 
-        micro = [minibatch.rows(part) for part in rows.split(c.micro_batch_size or len(rows))]
+        micro = [own.rows(rows) for rows in self.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
         step = self.updater.update(micro, loss, what="PPO")
         return step | combined(seen, self.accelerator)
 
@@ -323,8 +330,11 @@ def combined(parts: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[s
     """The parts of all micro-batches and processes as one: sums, and maxima of the names that begin with ``ratio``."""
     result: dict[str, float] = {}
     for name in parts[0]:
-        stacked = gather_rows(accelerator, torch.stack([part[name] for part in parts]))
-        result[name] = float(stacked.max() if name.startswith("ratio") else stacked.sum())
+        largest = name.startswith("ratio")
+        own = torch.stack([part[name] for part in parts])
+        # careful: processes may have cut their shares into different numbers of parts.
+        all_of_it = gather_rows(accelerator, own.amax(0, keepdim=True) if largest else own.sum(0, keepdim=True))
+        result[name] = float(all_of_it.max() if largest else all_of_it.sum())
     return result
 
 

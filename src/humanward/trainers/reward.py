@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 
 from humanward.config import Config
-from humanward.data.batches import epoch_order, left_pad, length_sorted_batches, right_pad
+from humanward.data.batches import epoch_order, left_pad, length_sorted_batches, right_pad, token_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.normalization import gain_and_bias
 from humanward.maths.reward_losses import best_of_k_loss
@@ -34,8 +34,8 @@ class RewardConfig(Config):
     """``linear``: to 0 over the training, as the 2019 code."""
     batch_size: PositiveInt = 32
     """Questions per update, over all processes."""
-    micro_batch_size: PositiveInt | None = None
-    """Questions per forward, like lengths together; null: the whole share of a process. Changes memory and speed, never the result."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Tokens per forward, in whole questions, like lengths together. Changes memory and speed, never the result."""
     epochs: PositiveInt = 1
     """Passes over the labels. One, against overfitting (2019)."""
     adam_eps: PositiveFloat = 1e-5
@@ -146,7 +146,6 @@ class RewardTrainer:
         padded = batch + [batch[0]] * (-len(batch) % self.accelerator.num_processes)
         mine = my_rows(self.accelerator, len(padded))
         own = [(comparison, number < len(batch)) for number, comparison in enumerate(padded)][mine]
-        own.sort(key=lambda row: tokens_of(row[0]))  # questions of one length share a forward: little padding
         correct: list[Tensor] = []
 
         def loss(module: nn.Module, rows: list[tuple[Comparison, bool]]) -> Tensor:
@@ -156,8 +155,8 @@ class RewardTrainer:
             correct.append(((scores.argmax(1) == questions.best) & real).sum())
             return (best_of_k_loss(scores, questions.best) * real).sum() / len(batch)
 
-        size = c.micro_batch_size or len(own)
-        metrics = self.updater.update([own[i : i + size] for i in range(0, len(own), size)], loss, what="reward model")
+        micro = token_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens)
+        metrics = self.updater.update([[own[i] for i in rows] for rows in micro], loss, what="reward model")
         right = sum_over_processes(self.accelerator, torch.stack(correct).sum())
         return {"loss": metrics["loss"], "accuracy": float(right) / len(batch), "lr": metrics["lr"], "grad_norm": metrics["grad_norm"]}
 

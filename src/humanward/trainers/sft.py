@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from humanward.config import Config
-from humanward.data.batches import epoch_order, left_pad, right_pad
+from humanward.data.batches import epoch_order, left_pad, right_pad, token_batches
 from humanward.data.demonstrations import Demonstration
 from humanward.errors import UserError
 from humanward.models import Policy
@@ -29,8 +29,8 @@ class SFTConfig(Config):
     """Passes over the demonstrations."""
     batch_size: PositiveInt = 32
     """Demonstrations per update, over all processes."""
-    micro_batch_size: PositiveInt | None = None
-    """Demonstrations per forward; null: the whole share of a process. Changes memory, never the result."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Tokens per forward, in whole demonstrations, like lengths together. Changes memory and speed, never the result."""
     lr: PositiveFloat = 1e-4
     """Highest learning rate."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -90,14 +90,15 @@ class SFTTrainer:
         disable_dropout(self.policy, self.config.dropout)
         self.updater.module.train()
         tokens = sum(len(d.response) for d in batch)
-        padded = batch + [Demonstration(batch[0].prompt, (), "")] * (-len(batch) % self.accelerator.num_processes)
+        filler = Demonstration(batch[0].prompt, (), "")  # counts for nothing; so that every process has the same share
+        padded = [*batch, *(filler for _ in range(-len(batch) % self.accelerator.num_processes))]
         own = padded[my_rows(self.accelerator, len(padded))]
-        size = self.config.micro_batch_size or len(own)
+        micro = token_batches([len(d.prompt) + len(d.response) for d in own], self.config.micro_batch_tokens)
 
         def loss(module: nn.Module, rows: list[Demonstration]) -> Tensor:
             return demonstration_loss(module, rows, self.policy, self.accelerator.device) / tokens
 
-        metrics = self.updater.update([own[i : i + size] for i in range(0, len(own), size)], loss, what="supervised fine-tuning")
+        metrics = self.updater.update([[own[i] for i in rows] for rows in micro], loss, what="supervised fine-tuning")
         return {**metrics, "tokens": float(tokens)}
 
     def batch(self, index: int) -> list[Demonstration]:
