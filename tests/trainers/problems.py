@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from humanward.data import Demonstration, left_pad, right_pad
-from humanward.models import RewardModel
+from humanward.models import Policy, RewardModel
 from humanward.records import Comparison, Prompt, Response
 from humanward.trainers import Episodes, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from humanward.trainers.selftest import tiny_policy, tiny_task
@@ -44,25 +44,37 @@ def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [response.split().count("good") - 0.5 * response.split().count("w3") for response in responses]
 
 
-def sft(*, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, **settings: Any) -> SFTTrainer:
+def policy_of(dtype: torch.dtype, *, seed: int, value_head: bool = False) -> Policy:
+    """Body and LM head in ``dtype``; a value head stays float32."""
+    policy = tiny_policy(seed=seed, value_head=value_head)
+    policy.model.to(dtype)
+    return policy
+
+
+def sft(
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
+) -> SFTTrainer:
     config = SFTConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, **settings})
-    return SFTTrainer(tiny_policy(seed=policy_seed), demonstrations(count), config, seed=5, accelerator=accelerator)
+    return SFTTrainer(policy_of(dtype, seed=policy_seed), demonstrations(count), config, seed=5, accelerator=accelerator)
 
 
-def reward(*, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, **settings: Any) -> RewardTrainer:
-    policy = tiny_policy(seed=policy_seed)
+def reward(
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
+) -> RewardTrainer:
+    policy = policy_of(dtype, seed=policy_seed)
     model = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(policy_seed))
     config = RewardConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, "normalize_samples": 12, **settings})
     return RewardTrainer(model, comparisons(count), config, reference_episodes=episodes(), seed=5, accelerator=accelerator)
 
 
 def ppo(
-    *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None, **settings: Any
-) -> PPOTrainer:
-    policy = tiny_policy(seed=policy_seed, value_head=True)
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None,
+    dtype: torch.dtype = torch.float32, **settings: Any,
+) -> PPOTrainer:  # fmt: skip
+    policy = policy_of(dtype, seed=policy_seed, value_head=True)
     config = PPOConfig(**{"lr": 3e-3, "episodes": 64, "batch_size": 16, "minibatches": 2, "kl_target": 1.0, "kl_horizon": 100, **settings})
     task = task or tiny_task(policy, response_length=3)
-    return PPOTrainer(policy, tiny_policy(seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, check=check)
+    return PPOTrainer(policy, policy_of(dtype, seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, check=check)
 
 
 MAKERS = {"sft": sft, "reward": reward, "ppo": ppo}

@@ -21,8 +21,8 @@ def surroundings(folder: Path, **settings: Any) -> Surroundings:
     return Surroundings(checkpoints=Checkpoints(folder / "checkpoints"), log=MetricsLog(folder / "metrics.jsonl"), **settings)
 
 
-def whole_run(problems: ModuleType, name: str, folder: Path) -> tuple[dict[str, Tensor], bytes]:
-    trainer = problems.MAKERS[name]()
+def whole_run(problems: ModuleType, name: str, folder: Path, **settings: Any) -> tuple[dict[str, Tensor], bytes]:
+    trainer = problems.MAKERS[name](**settings)
     train(trainer, surroundings(folder))
     return tensors(trainer), (folder / "metrics.jsonl").read_bytes()
 
@@ -39,15 +39,15 @@ def assert_same(trainer: Any, folder: Path, expected: tuple[dict[str, Tensor], b
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-@pytest.mark.parametrize("until", [1, 3])
-def test_a_run_in_two_parts_is_the_run_in_one(problems: ModuleType, tmp_path: Path, name: str, until: int) -> None:
+@pytest.mark.parametrize(("until", "dtype"), [(1, torch.float32), (3, torch.float32), (3, torch.bfloat16)])
+def test_a_run_in_two_parts_is_the_run_in_one(problems: ModuleType, tmp_path: Path, name: str, until: int, dtype: torch.dtype) -> None:
     """The second part begins with other weights, so that whatever it does not load shows."""
-    expected = whole_run(problems, name, tmp_path / "whole")
-    train(problems.MAKERS[name](), surroundings(tmp_path / "parts"), until=until)
+    expected = whole_run(problems, name, tmp_path / "whole", dtype=dtype)
+    train(problems.MAKERS[name](dtype=dtype), surroundings(tmp_path / "parts"), until=until)
     assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [until]
-    second = problems.MAKERS[name](policy_seed=9)
+    second = problems.MAKERS[name](policy_seed=9, dtype=dtype)
     if name == "ppo":
-        second.reference = problems.ppo().reference
+        second.reference = problems.ppo(dtype=dtype).reference
     assert len(train(second, surroundings(tmp_path / "parts"))) == second.total_steps - until
     assert_same(second, tmp_path / "parts", expected)
 

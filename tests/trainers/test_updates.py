@@ -134,6 +134,38 @@ def test_weight_decay_is_decoupled() -> None:
     assert difference(weights(line), {name: 0.95 * tensor for name, tensor in before.items()}) < 1e-12
 
 
+def test_16_bit_weights_are_trained_through_float32_copies() -> None:
+    """A weight of 1 has bfloat16 neighbours at 1 - 1/256 and 1 + 1/128: 20 updates of 0.001 are lost one by one and add up in the copy."""
+    line = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
+    nn.init.ones_(line.weight)
+    updater = Updater(line, Accelerator(), lr=1e-3, total_updates=20, lr_schedule="constant", adam_eps=1e-8)
+    for _ in range(20):
+        updater.update([torch.ones(1, 2, dtype=torch.bfloat16)] * 2, lambda module, x: -module(x).sum() / 2, what="test")
+    copy = updater.weights()["weight"]
+    assert copy.dtype == torch.float32
+    torch.testing.assert_close(copy, torch.full((1, 2), 1.02), rtol=0, atol=1e-5)
+    assert torch.equal(line.weight, copy.to(torch.bfloat16))
+    assert line.weight.grad is None
+
+
+def test_gradients_of_16_bit_weights_are_summed_in_float32() -> None:
+    """1 + 64 times 1/256 is 1.25; in bfloat16 every one of these sums would be rounded to 1."""
+    line = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    updater = Updater(line, Accelerator(), lr=1e-3, total_updates=1, lr_schedule="constant", adam_eps=1e-8)
+    parts = [torch.full((1, 1), x, dtype=torch.bfloat16) for x in (1.0, *[1 / 256] * 64)]
+    assert updater.update(parts, lambda module, x: module(x).sum(), what="test")["grad_norm"] == pytest.approx(1.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_bfloat16_trains_as_float32_does(problems: ModuleType, name: str) -> None:
+    """After a few updates the float32 copies are where float32 training is, but for the rounding of the passes."""
+    one, other = problems.trained(problems.MAKERS[name]()), problems.trained(problems.MAKERS[name](dtype=torch.bfloat16))
+    before = problems.MAKERS[name]().tensors()
+    moved = torch.cat([(one[key] - before[key]).flatten() for key in before if key.endswith("proj.weight") and not key.startswith("opt")])
+    found = torch.cat([(other[key] - before[key]).flatten() for key in before if key.endswith("proj.weight") and not key.startswith("opt")])
+    assert float(torch.nn.functional.cosine_similarity(moved, found, dim=0)) > 0.8
+
+
 def test_learning_rates() -> None:
     """By hand, 4 updates at 0.1. Cosine behind one warm-up update: 1/2, 1, (1 + cos 60°) / 2, (1 + cos 120°) / 2."""
     expected = {"linear": [1, 0.75, 0.5, 0.25], "cosine": [0.5, 1, 0.75, 0.25], "constant": [1, 1, 1, 1]}

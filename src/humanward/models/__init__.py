@@ -6,10 +6,13 @@ from .allocator import keep_freed_memory
 from .forward import ResponseStates, packs_exactly, response_states
 from .loading import context_length, load_causal_lm, load_tokenizer, resolve
 from .policy import Policy, ResponseOutputs, fingerprint
+from .precision import TYPES, DType, has_bfloat16, settled_dtype
 from .reward_model import RewardModel
 from .sampling import Samples, SamplingSettings, sample_responses
 
 __all__ = [
+    "TYPES",
+    "DType",
     "Policy",
     "ResponseOutputs",
     "ResponseStates",
@@ -18,6 +21,7 @@ __all__ = [
     "SamplingSettings",
     "context_length",
     "fingerprint",
+    "has_bfloat16",
     "keep_freed_memory",
     "load_causal_lm",
     "load_tokenizer",
@@ -25,4 +29,5 @@ __all__ = [
     "resolve",
     "response_states",
     "sample_responses",
+    "settled_dtype",
 ]

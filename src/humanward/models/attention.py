@@ -43,7 +43,8 @@ class Packing:
         else:
             self.K, self.prompt_width, self.response_width = K, int(self.prompt_lengths.max()), int(response_lengths.max())
             seats = self.prompt_width + self.response_width * torch.arange(K, device=device)[:, None] + in_response
-        self.width = self.prompt_width + self.K * self.response_width
+        self.widths = [self.prompt_width] + [self.response_width] * self.K
+        self.width = sum(self.widths)
         rows = torch.arange(B, device=device)[:, None] * self.width
         self.real: Int[Tensor, " N"] = mask.flatten().nonzero().squeeze(1)
         """The places of the padded [B, P + K * R] that the stream is made of."""
@@ -112,18 +113,18 @@ def attention(
         return out.transpose(1, 2).contiguous(), None
     q, k, v = (packing.to_rows(x[0].transpose(0, 1)) for x in (query, key, value))
     k, v = _heads(k, groups), _heads(v, groups)
-    P, R = packing.prompt_width, packing.response_width
-    parts: list[Tensor] = []
-    if P:
+    if packing.K == 0:
         mask = packing.mask("prompt", sliding_window)
-        parts.append(attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], mask, mask is None, scaling, dropout, softcap))
-    for start in range(P, P + packing.K * R, max(1, R)):
-        own = slice(start, start + R)
-        keys, values = (torch.cat([x[:, :, :P], x[:, :, own]], dim=2) for x in (k, v))
-        mask = packing.mask("response", sliding_window)
-        parts.append(attend(q[:, :, own], keys, values, mask, False, scaling, dropout, softcap))
-    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return packing.to_stream(out)[None], None
+        return packing.to_stream(attend(q, k, v, mask, mask is None, scaling, dropout, softcap))[None], None
+    # careful: not slices, whose gradients would each fill a whole row.
+    (prompt_q, *own_q), (prompt_k, *own_k), (prompt_v, *own_v) = (x.split(packing.widths, dim=2) for x in (q, k, v))
+    mask = packing.mask("prompt", sliding_window)
+    parts = [attend(prompt_q, prompt_k, prompt_v, mask, mask is None, scaling, dropout, softcap)] if packing.prompt_width else [prompt_q]
+    mask = packing.mask("response", sliding_window)
+    for one_q, one_k, one_v in zip(own_q, own_k, own_v, strict=True):
+        keys, values = torch.cat([prompt_k, one_k], dim=2), torch.cat([prompt_v, one_v], dim=2)
+        parts.append(attend(one_q, keys, values, mask, False, scaling, dropout, softcap))
+    return packing.to_stream(torch.cat(parts, dim=2))[None], None
 
 
 def attend(

@@ -99,7 +99,7 @@ class RewardModel(nn.Module):
         (folder / "reward_model.json").write_text(json.dumps({"format": 1, "read": "last real token of the response"}) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Self:
+    def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Self:
         """A folder written by ``save``.
 
         Raises:
@@ -111,7 +111,7 @@ class RewardModel(nn.Module):
         if not head_file.exists():
             raise UserError(f"{folder}: not a reward model (no score_head.safetensors); give a folder that `humanward reward` wrote")
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        reward_model = cls(load_causal_lm(folder, trust_remote_code=trust_remote_code), tokenizer)
+        reward_model = cls(load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer)
         head = load_file(head_file)
         with torch.no_grad():
             reward_model.score_head.weight.copy_(head["weight"])

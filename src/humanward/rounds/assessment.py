@@ -99,7 +99,7 @@ def true_scores(context: Context, prompts: Sequence[Prompt], answers: dict[str, 
     """The labeler's own scores where they are known, else the last reward model's."""
     if context.score is not None:
         return {name: [float(s) for s in context.score([p.text for p in prompts], a.texts)] for name, a in answers.items()}
-    model = RewardModel.load(context.path / f"rounds/{context.config.labels.rounds}/reward")
+    model = context.reward_model(context.config.labels.rounds)
     scores: dict[str, list[float]] = {}
     for name, a in answers.items():
         rows = [Comparison(p, (Response(text, t),), "best_of_k", 0) for p, text, t in zip(prompts, a.texts, a.tokens, strict=True)]
@@ -178,7 +178,7 @@ def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence
             questions.append(Comparison(prompt, row, "best_of_k", values.index(max(values))))
     rows: list[dict[str, Any]] = []
     for number in range(1, context.config.labels.rounds + 1):
-        model = RewardModel.load(context.path / f"rounds/{number}/reward").to(context.accelerator.device)
+        model = context.reward_model(number)
         correct = [choice == q.target for choice, q in zip(choices(model, questions), questions, strict=True)]
         rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
     return rows

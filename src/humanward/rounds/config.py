@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from humanward.config import Config
 from humanward.data import TaskConfig
+from humanward.models import DType
 from humanward.trainers import PPOConfig, RewardConfig, SFTConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -69,6 +70,9 @@ class LoopConfig(Config):
     """Hugging Face folder or hub name of a causal language model, or ``asset:NAME`` for an embedded one."""
     pad_token: str | None = None
     """A token to pad with, where the tokenizer has none or the wrong one."""
+    dtype: DType = "float32"
+    """Number type in which all models compute; 16-bit weights are trained through float32 copies. ``auto``: bfloat16 where the machine
+    has instructions for it, else float32; a run keeps what it began with."""
     prompts: str = "asset:prompts"
     """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote."""
     passages: bool = False

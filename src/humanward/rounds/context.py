@@ -17,7 +17,7 @@ from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
-from humanward.models import Policy, SamplingSettings, context_length, fingerprint, sample_responses
+from humanward.models import TYPES, Policy, RewardModel, SamplingSettings, context_length, fingerprint, sample_responses
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
 from humanward.records import Prompt, Response, read_jsonl
@@ -51,8 +51,16 @@ class Context:
         """Where the reference is: the fine-tuned model, or the given one."""
         return str(self.path / "sft") if self.config.sft is not None else self.config.model
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return TYPES[self.config.dtype]
+
     def policy(self, folder: str | Path, *, value_head: bool = False) -> Policy:
-        return Policy.load(folder, value_head=value_head, pad_token=self.config.pad_token).to(self.accelerator.device)
+        policy = Policy.load(folder, value_head=value_head, pad_token=self.config.pad_token, dtype=self.dtype)
+        return policy.to(self.accelerator.device)
+
+    def reward_model(self, round: int) -> RewardModel:
+        return RewardModel.load(self.path / f"rounds/{round}/reward", dtype=self.dtype).to(self.accelerator.device)
 
     def policy_before(self, round: int) -> str | Path:
         """The policy that round ``round`` starts from."""

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from humanward.config import dump_yaml
 from humanward.errors import UserError
 from humanward.feedback import Labeler
+from humanward.models import settled_dtype
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context
 from humanward.rounds.stages import ask, baseline, check_inputs, collect, evaluate, export, fit_reward, prepare_prompts, supervise, tune
@@ -82,9 +83,9 @@ class Loop:
         self.folder = RunFolder(folder)
         self.now: Stage | None = None
         """The stage at work."""
+        self.accelerator = accelerator or Accelerator()
         self.config = self._settled(config, "own:" + ",".join(one.name for one in labelers) if labelers else None)
         self.stages = stages_of(self.config)
-        self.accelerator = accelerator or Accelerator()
         self.context = Context(self.folder, self.config, self.accelerator, progress, stop or StopFlag(), labelers)
 
     def pending(self) -> list[Stage]:
@@ -127,8 +128,10 @@ class Loop:
                 raise UserError(
                     f"{self.folder.path}: no run here yet; start one with `humanward loop {self.folder.path} --model … --prompts …`"
                 )
-            return config
+            return config.model_copy(update={"dtype": settled_dtype(config.dtype, self.accelerator.device)})
         kept = LoopConfig.load(self.folder.config)
+        if config is not None and config.dtype == "auto":
+            config = config.model_copy(update={"dtype": kept.dtype})
         if own is not None and own != kept.labeler:
             raise UserError(f"{self.folder.config}: labeler: this run has {kept.labeler}, not {own}; choose a new run folder")
         if config is not None and config != kept:

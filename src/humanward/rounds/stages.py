@@ -175,7 +175,7 @@ def comparisons(context: Context, round: int) -> tuple[list[Comparison], list[Co
 
 def new_reward_model(context: Context, round: int) -> RewardModel:
     """The reference's trunk with a random head: each round begins anew (2019)."""
-    model = load_causal_lm(resolve(context.reference_folder))
+    model = load_causal_lm(resolve(context.reference_folder), dtype=context.dtype)
     head = generator(context.config.seed, "reward head", round)
     return RewardModel(model, context.task.tokenizer, head_scale=context.config.reward.head_scale, generator=head)
 
@@ -206,7 +206,7 @@ def tune(context: Context, round: int, output: Path) -> None:
     policy = context.policy(context.reference_folder, value_head=True)
     trainer = PPOTrainer(
         policy, context.policy(context.reference_folder).requires_grad_(False).eval(),
-        RewardModel.load(context.path / f"rounds/{round}/reward"), [p.tokens for p in context.prompts("training")], config.ppo,
+        context.reward_model(round), [p.tokens for p in context.prompts("training")], config.ppo,
         task=context.task, seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
     )  # fmt: skip
     train(trainer, context.surroundings("ppo"), stage="ppo", round=round, until=first_step(context, round + 1))

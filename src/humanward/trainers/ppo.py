@@ -27,7 +27,7 @@ from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
 from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
-from humanward.trainers.updates import Updater, gather_rows, load_weights, my_rows, weights, with_prefix, without_prefix
+from humanward.trainers.updates import Updater, gather_rows, my_rows, with_prefix, without_prefix
 
 
 class PPOConfig(Config):
@@ -297,13 +297,13 @@ class PPOTrainer:
         return metrics
 
     def tensors(self) -> dict[str, Tensor]:
-        return with_prefix("policy", weights(self.policy)) | with_prefix("optimizer", self.updater.state_dict())
+        return with_prefix("policy", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
         return {"updates": self.updater.updates, "kl_coef": self.kl_coef}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        load_weights(self.policy, without_prefix("policy", tensors))
+        self.updater.load_weights(without_prefix("policy", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
         self.kl_coef = float(state["kl_coef"])
 

@@ -22,7 +22,7 @@ from humanward.models.policy import disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.scoring import Episodes
-from humanward.trainers.updates import Updater, load_weights, my_rows, sum_over_processes, weights, with_prefix, without_prefix
+from humanward.trainers.updates import Updater, my_rows, sum_over_processes, with_prefix, without_prefix
 
 
 class RewardConfig(Config):
@@ -194,13 +194,13 @@ class RewardTrainer:
         return torch.cat([self.reward_model(p, pm, r[:, None], m[:, None])[:, 0] for p, pm, r, m in parts])
 
     def tensors(self) -> dict[str, Tensor]:
-        return with_prefix("reward_model", weights(self.reward_model)) | with_prefix("optimizer", self.updater.state_dict())
+        return with_prefix("reward_model", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
         return {"updates": self.updater.updates}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        load_weights(self.reward_model, without_prefix("reward_model", tensors))
+        self.updater.load_weights(without_prefix("reward_model", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
 
 

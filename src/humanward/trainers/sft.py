@@ -17,7 +17,7 @@ from humanward.errors import UserError
 from humanward.models import Policy
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
-from humanward.trainers.updates import Updater, load_weights, my_rows, weights, with_prefix, without_prefix
+from humanward.trainers.updates import Updater, my_rows, with_prefix, without_prefix
 
 
 class SFTConfig(Config):
@@ -108,13 +108,13 @@ class SFTTrainer:
         return [self.demonstrations[i] for i in order[number * self.config.batch_size : (number + 1) * self.config.batch_size]]
 
     def tensors(self) -> dict[str, Tensor]:
-        return with_prefix("policy", weights(self.policy)) | with_prefix("optimizer", self.updater.state_dict())
+        return with_prefix("policy", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
         return {"updates": self.updater.updates}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        load_weights(self.policy, without_prefix("policy", tensors))
+        self.updater.load_weights(without_prefix("policy", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
 
 

@@ -23,6 +23,9 @@ class Updater:
     The gradient is that of the loss over the global batch: the caller's loss of a micro-batch is its share of it, already divided by the
     global count, and processes are summed, not averaged. So 8 x 1 = 1 x 8 = 2 processes x 4.
 
+    16-bit weights are trained through a float32 copy of each: gradients are summed and applied there, and the 16-bit weight is the copy,
+    rounded. An update much smaller than a weight would be lost in 16 bits.
+
     Args:
         module: what is trained; parameters without gradient are left alone.
         total_updates: the schedule ends at this many updates.
@@ -39,8 +42,12 @@ class Updater:
         self.accelerator = accelerator
         self.lr, self.total_updates, self.lr_schedule, self.warmup_updates = lr, total_updates, lr_schedule, warmup_updates
         self.adam_eps, self.adam_eps_hat, self.max_grad_norm = adam_eps, adam_eps_hat, max_grad_norm
-        self.named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.named = {name: p if p.element_size() > 2 else nn.Parameter(p.detach().float()) for name, p in self.trained.items()}
+        """What the optimiser works on: the weights, or the float32 copies of 16-bit ones."""
+        self.copied = [name for name, p in self.trained.items() if p is not self.named[name]]
         optimizer = torch.optim.AdamW(self.named.values(), lr=lr, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, fused=True)
+        self.bare = module
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.updates = 0
 
@@ -61,15 +68,18 @@ class Updater:
         Raises:
             RunError: the loss or its gradient is not finite; the weights are as they were.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in (*self.trained.values(), *self.named.values()):
+            p.grad = None
         total = torch.zeros((), device=self.accelerator.device)
         for number, micro in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
-            with self.accelerator.accumulate(self.module) if last else self.accelerator.no_sync(self.module):
+            with self.accelerator.accumulate(self.module) if last and not self.copied else self.accelerator.no_sync(self.module):
                 share = loss(self.module, micro)
                 # careful: data-parallel training averages over processes, the global loss is their sum.
                 self.accelerator.backward(share * self.accelerator.num_processes)
+            self._move_gradients()
             total += share.detach()
+        self._average_gradients()
         total = sum_over_processes(self.accelerator, total)
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), math.inf if self.max_grad_norm is None else self.max_grad_norm)
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
@@ -83,8 +93,47 @@ class Updater:
             # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; epsilon divided by the same stays outside the correction.
             group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.updates + 1)) if self.adam_eps_hat else self.adam_eps
         self.optimizer.step()
+        self._round()
         self.updates += 1
         return {"loss": float(total), "grad_norm": float(norm), "lr": lr}
+
+    @torch.no_grad()
+    def _move_gradients(self) -> None:
+        """From 16-bit weights to their copies, where sums lose nothing."""
+        for name in self.copied:
+            p, copy = self.trained[name], self.named[name]
+            if p.grad is not None:
+                copy.grad = p.grad.float() if copy.grad is None else copy.grad.add_(p.grad)
+                p.grad = None
+
+    def _average_gradients(self) -> None:
+        """Over processes, what data-parallel training does itself for weights that have no copy."""
+        if self.accelerator.num_processes > 1:
+            for name in self.copied:
+                copy = self.named[name]
+                # careful: every process must take part, also one whose share did not reach this weight.
+                gradient = torch.zeros_like(copy) if copy.grad is None else copy.grad
+                copy.grad = sum_over_processes(self.accelerator, gradient) / self.accelerator.num_processes
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for name in self.copied:
+            self.trained[name].copy_(self.named[name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight of the module as the optimiser has it, in float32 where it keeps a copy."""
+        return weights(self.bare) | {name: self.named[name].detach() for name in self.copied}
+
+    @torch.no_grad()
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``weights`` gave.
+
+        Raises:
+            RunError: the checkpoint belongs to a model of another shape.
+        """
+        load_weights(self.bare, tensors)
+        for name in self.copied:
+            self.named[name].copy_(tensors[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Adam's two moments of every parameter, by the parameter's name. The update count is ``updates``."""
