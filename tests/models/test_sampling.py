@@ -109,6 +109,44 @@ def test_eos_ends_a_response_where_the_task_stops_there() -> None:
         assert PAD not in response[:length]
 
 
+def test_a_stop_token_ends_a_response_from_an_index_on() -> None:
+    policy, token = tiny_policy(seed=3), 4
+    stopped, full = (sample(policy, [0, 1, 2, 3, 4], R=12, stop_token=stop, stop_after=3) for stop in (token, None))
+    lengths = []
+    for response, mask, whole in zip(*(x.flatten(0, 1) for x in (stopped.responses, stopped.response_mask, full.responses)), strict=True):
+        found = [t for t in range(3, 12) if whole[t] == token]
+        lengths.append(found[0] + 1 if found else 12)
+        assert mask.tolist() == [True] * lengths[-1] + [False] * (12 - lengths[-1])
+        assert torch.equal(response[mask], whole[mask])
+    assert len(set(lengths)) > 3
+    torch.testing.assert_close(stopped.logprobs, full.logprobs * stopped.response_mask, rtol=0, atol=1e-5)
+
+
+def test_rows_that_have_ended_are_not_run_again() -> None:
+    policy, widths = tiny_policy(seed=3), []
+    policy.trunk.register_forward_hook(lambda module, args, output: widths.append(len(output.last_hidden_state)))
+    samples = sample(policy, [0, 1, 2, 3, 4], R=12, stop_token=4)
+    written = samples.response_mask.flatten(0, 1).sum(0).tolist()
+    assert widths[0] == 5
+    assert all(width <= max(1, left / 0.75) for width, left in zip(widths[1:], written[1:], strict=False))
+    assert widths[-1] < 15
+
+
+@pytest.mark.parametrize("make", [tiny_policy, learned_positions, sliding_layers])
+@pytest.mark.parametrize("settings", [{}, {"stop_at_eos": True}, {"stop_token": 4, "stop_after": 2}, {"top_k": 3, "top_p": 0.9}])
+def test_the_library_s_generate_gives_the_same(make: type, settings: dict[str, object]) -> None:
+    policy = make(value_head=True) if make is tiny_policy else make()
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.weight)
+    ours, theirs = (sample(policy, [0, 1, 2, 3, 4], **settings, engine=engine) for engine in ("humanward", "transformers"))
+    assert torch.equal(ours.responses, theirs.responses)
+    assert torch.equal(ours.response_mask, theirs.response_mask)
+    torch.testing.assert_close(ours.logprobs, theirs.logprobs, rtol=0, atol=1e-5)
+    assert ours.values is not None
+    assert theirs.values is not None
+    torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-5)
+
+
 def test_the_wish_to_stop_is_heard_between_tokens() -> None:
     policy, calls = tiny_policy(), []
     prompts, mask = left_pad(PROMPTS, policy.pad_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,8 @@ class TaskConfig(Config):
     """Index in the response, from 0, before which it is not truncated."""
     missing_truncation_score: float | None = -1.0
     """Score of a response that has no such token; None: the reward model's score of the whole response."""
+    sampler: Literal["humanward", "transformers"] = "humanward"
+    """Who runs the model while sampling: our own loop, or the library's ``generate``, which is slower and gives the same responses."""
     train_on_truncated: bool = False
     """Whether PPO sees the truncated response. False: it sees all sampled tokens, with the score on the last (2019)."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from humanward.maths.masks import position_ids, response_mask_until_eos
+from humanward.maths.masks import position_ids
 from humanward.models.forward import takes_positions
 from humanward.models.policy import Policy
 
@@ -29,6 +29,11 @@ class SamplingSettings:
     stop_at_eos: bool = False
     """The first end-of-text token ends a response; otherwise every response has the full length (2019)."""
     suppress_special_tokens: bool = True
+    stop_token: int | None = None
+    """This token ends a response too, from index ``stop_after`` on: for responses of which nobody reads more."""
+    stop_after: int = 0
+    engine: Literal["humanward", "transformers"] = "humanward"
+    """Who runs the model: the loop of this module, or the library's own ``generate``, which is slower and gives the same."""
 
 
 @dataclass(frozen=True)
@@ -75,28 +80,30 @@ def sample_responses(
     if len(seeds) != B * K:
         raise ValueError(f"{B} prompts x {K} responses need {B * K} seeds, not {len(seeds)}")
     device = prompts.device
-    uniform = torch.stack([torch.rand(R, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).view(B, K, R).to(device)
-    responses = torch.full((B, K, R), policy.pad_id, dtype=torch.long, device=device)
-    logprobs = torch.zeros(B, K, R, device=device)
-    values = torch.zeros(B, K, R, device=device) if policy.value_head is not None else None
+    uniform = torch.stack([torch.rand(R, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+    responses = torch.full((B * K, R), policy.pad_id, dtype=torch.long, device=device)
+    mask = torch.zeros(B * K, R, dtype=torch.bool, device=device)
+    logprobs, values = torch.zeros(B * K, R, device=device), torch.zeros(B * K, R, device=device)
+    decode = _generate if settings.engine == "transformers" else _decode
     training = policy.training
     policy.eval()
-    for rows in _chunks(prompt_mask, max(1, rows_at_once // K)):
-        width = int(prompt_mask[rows].sum(1).max())
-        chunk = _Decoder(policy, prompts[rows][:, -width:], prompt_mask[rows][:, -width:], K, settings)
-        for t, (tokens, logprob, value) in enumerate(chunk.decode(uniform[rows].flatten(0, 1))):
-            responses[rows, :, t] = tokens.view(-1, K)
-            logprobs[rows, :, t] = logprob.view(-1, K)
-            if values is not None and value is not None:
-                values[rows, :, t] = value.view(-1, K)
-            if check is not None:
-                check()
-    policy.train(training)
-    mask = torch.ones_like(responses, dtype=torch.bool)
-    if settings.stop_at_eos:
-        mask = response_mask_until_eos(responses.flatten(0, 1), policy.eos_id).view(B, K, R)
-    responses, logprobs = responses.masked_fill(~mask, policy.pad_id), logprobs.masked_fill(~mask, 0)
-    return Samples(responses, mask, logprobs, None if values is None else values.masked_fill(~mask, 0))
+    try:
+        for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
+            width = int(prompt_mask[chunk].sum(1).max())
+            rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()
+            one_by_one = decode(policy, prompts[chunk][:, -width:], prompt_mask[chunk][:, -width:], K, settings, uniform[rows])
+            for t, (live, tokens, token_logprobs, token_values) in enumerate(one_by_one):
+                at = rows[live]
+                responses[at, t], mask[at, t], logprobs[at, t] = tokens, True, token_logprobs
+                if token_values is not None:
+                    values[at, t] = token_values
+                if check is not None:
+                    check()
+    finally:
+        policy.train(training)
+    shape = (B, K, R)
+    with_values = policy.value_head is not None
+    return Samples(responses.view(shape), mask.view(shape), logprobs.view(shape), values.view(shape) if with_values else None)
 
 
 def _chunks(prompt_mask: Tensor, prompts_at_once: int) -> Iterator[Tensor]:
@@ -104,40 +111,84 @@ def _chunks(prompt_mask: Tensor, prompts_at_once: int) -> Iterator[Tensor]:
     return iter(order.split(prompts_at_once))
 
 
-class _Decoder:
-    """One chunk: prefill the prompts, repeat their cache for the K responses, then a token at a time."""
+Drawn = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Rows that are still being written, and of each: its token, the token's log-probability, the value before it."""
 
-    def __init__(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, K: int, settings: SamplingSettings) -> None:
-        self.policy, self.settings = policy, settings
-        self.suppressed = policy.suppressed_tokens(keep_eos=settings.stop_at_eos) if settings.suppress_special_tokens else None
-        self.cache = make_cache(policy, prompts.shape[1] + settings.response_length)
-        hidden = self._run(prompts, prompt_mask, position_ids(prompt_mask))[:, -1]
-        if K > 1:
-            self.cache.batch_repeat_interleave(K)
-        self.hidden = hidden.repeat_interleave(K, 0)
-        self.mask = prompt_mask.repeat_interleave(K, 0)
-        self.positions = prompt_mask.sum(1).repeat_interleave(K, 0)[:, None]
 
-    def decode(self, uniform: Float[Tensor, "N R"]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        steps = uniform.shape[1]
-        ended = torch.zeros(len(uniform), dtype=torch.bool, device=uniform.device)
-        for t in range(steps):
-            value = None if self.policy.value_head is None else self.policy.values_of(self.hidden)
-            tokens, logprobs = draw(self.policy.logits_of(self.hidden), uniform[:, t], self.settings, self.suppressed)
-            yield tokens, logprobs, value
-            if self.settings.stop_at_eos:
-                ended |= tokens == self.policy.eos_id
-                if bool(ended.all()):
-                    return
-            if t + 1 < steps:
-                self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-                self.hidden = self._run(tokens[:, None], self.mask, self.positions + t)[:, -1]
+def ends(tokens: Int[Tensor, " N"], t: int, settings: SamplingSettings, eos_id: int) -> Bool[Tensor, " N"]:
+    """Which responses end with the token at index ``t``."""
+    ended = torch.zeros_like(tokens, dtype=torch.bool)
+    if settings.stop_at_eos:
+        ended |= tokens == eos_id
+    if settings.stop_token is not None and t >= settings.stop_after:
+        ended |= tokens == settings.stop_token
+    return ended
 
-    def _run(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "past_key_values": self.cache, "use_cache": True}
-        if takes_positions(type(self.policy.trunk)):
-            arguments["position_ids"] = positions
-        return self.policy.trunk(**arguments).last_hidden_state
+
+def _decode(
+    policy: Policy, prompts: Tensor, prompt_mask: Tensor, K: int, settings: SamplingSettings, uniform: Float[Tensor, "N R"]
+) -> Iterator[Drawn]:
+    """One chunk: prefill the prompts, repeat their cache for the K responses, then a token at a time; rows that have ended leave."""
+    steps = uniform.shape[1]
+    suppressed = policy.suppressed_tokens(keep_eos=settings.stop_at_eos) if settings.suppress_special_tokens else None
+    cache = make_cache(policy, prompts.shape[1] + steps)
+    hidden = _cached(policy, prompts, prompt_mask, position_ids(prompt_mask), cache)
+    if K > 1:
+        cache.batch_repeat_interleave(K)
+    hidden, mask = hidden.repeat_interleave(K, 0), prompt_mask.repeat_interleave(K, 0)
+    positions = prompt_mask.sum(1).repeat_interleave(K, 0)[:, None]
+    rows = torch.arange(len(uniform), device=uniform.device)  # those in the cache, and
+    live = torch.ones_like(rows, dtype=torch.bool)  # which of them are still being written
+    for t in range(steps):
+        value = None if policy.value_head is None else policy.values_of(hidden)
+        tokens, logprobs = draw(policy.logits_of(hidden), uniform[rows, t], settings, suppressed)
+        yield rows[live], tokens[live], logprobs[live], None if value is None else value[live]
+        live &= ~ends(tokens, t, settings, policy.eos_id)
+        left = int(live.sum())
+        if left == 0 or t + 1 == steps:
+            return
+        if left <= 0.75 * len(rows):  # a smaller cache pays for the copy
+            staying = live.nonzero().squeeze(1)
+            cache.batch_select_indices(staying)
+            rows, live, tokens, mask, positions = (x[staying] for x in (rows, live, tokens, mask, positions))
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        hidden = _cached(policy, tokens[:, None], mask, positions + t, cache)
+
+
+def _cached(policy: Policy, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Float[Tensor, "N D"]:
+    """The last state of each row, behind what is in the cache already."""
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "past_key_values": cache, "use_cache": True}
+    if takes_positions(type(policy.trunk)):
+        arguments["position_ids"] = positions
+    return policy.trunk(**arguments).last_hidden_state[:, -1]
+
+
+def _generate(
+    policy: Policy, prompts: Tensor, prompt_mask: Tensor, K: int, settings: SamplingSettings, uniform: Float[Tensor, "N R"]
+) -> Iterator[Drawn]:
+    """The same by the library's ``generate``: at each token, all but the one that our draw chooses are forbidden."""
+    suppressed = policy.suppressed_tokens(keep_eos=settings.stop_at_eos) if settings.suppress_special_tokens else None
+    drawn: list[tuple[Tensor, Tensor]] = []
+    ids, mask = prompts.repeat_interleave(K, 0), prompt_mask.repeat_interleave(K, 0)
+
+    def choose(_: Tensor, logits: Tensor) -> Tensor:
+        drawn.append(draw(logits.float(), uniform[:, len(drawn)], settings, suppressed))
+        return torch.full_like(logits, float("-inf")).scatter(1, drawn[-1][0][:, None], 0.0)
+
+    steps = uniform.shape[1]
+    policy.model.generate(  # pyright: ignore[reportCallIssue]
+        ids, attention_mask=mask.long(), logits_processor=[choose], do_sample=False, num_beams=1, use_cache=True, max_new_tokens=steps,
+        min_new_tokens=steps, eos_token_id=None, pad_token_id=policy.pad_id,
+    )  # fmt: skip
+    responses = torch.stack([tokens for tokens, _ in drawn], dim=1)
+    live = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    values = None
+    if policy.value_head is not None:
+        values = policy(ids, mask, responses, torch.ones_like(responses, dtype=torch.bool), temperature=settings.temperature).values
+    for t, (tokens, logprobs) in enumerate(drawn):
+        rows = live.nonzero().squeeze(1)
+        yield rows, tokens[rows], logprobs[rows], None if values is None else values[rows, t]
+        live &= ~ends(tokens, t, settings, policy.eos_id)
 
 
 def draw(
@@ -196,7 +247,11 @@ class _RoomyLayer(DynamicLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         assert self.buffers is not None
-        keys, values = (buffer.repeat_interleave(repeats, 0) for buffer in self.buffers)
+        self.batch_select_indices(torch.arange(len(self.buffers[0]), device=self.buffers[0].device).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        assert self.buffers is not None
+        keys, values = (buffer.index_select(0, indices) for buffer in self.buffers)
         self.buffers = keys, values
         self.keys, self.values = (buffer[:, :, : self.filled] for buffer in self.buffers)
 

@@ -70,12 +70,13 @@ def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequenc
     shown_texts: list[str] = []
     tokens: list[tuple[int, ...]] = []
     nats = 0.0
+    whole = not context.config.task.train_on_truncated  # the KL is that of the tokens that PPO sees
     for start in range(0, len(prompts), ROWS):
-        ids, mask, samples = context.sample(policy, prompts[start : start + ROWS], f"evaluation {name}", start)
+        ids, mask, samples = context.sample(policy, prompts[start : start + ROWS], f"evaluation {name}", start, whole=whole)
         responses, response_mask = samples.responses[:, 0], samples.response_mask[:, 0]
         reference_logprobs = logprobs(context, reference, ids, mask, responses, response_mask, context.config.task.temperature)
         seen, _ = truncated(context.task, responses, response_mask)
-        counted = seen if context.config.task.train_on_truncated else response_mask
+        counted = response_mask if whole else seen
         kl += ((samples.logprobs[:, 0] - reference_logprobs) * counted).sum(1).tolist()
         nats -= float((logprobs(context, reference, ids, mask, responses, response_mask, 1.0) * seen).sum())
         shown_texts += texts(context.task, responses, seen)

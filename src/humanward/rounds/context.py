@@ -17,7 +17,7 @@ from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
-from humanward.models import TYPES, Policy, RewardModel, SamplingSettings, context_length, fingerprint, sample_responses
+from humanward.models import TYPES, Policy, RewardModel, context_length, fingerprint, sample_responses
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
 from humanward.records import Prompt, Response, read_jsonl
@@ -135,9 +135,12 @@ class Context:
         stream: str,
         *indices: int,
         num_responses: int = 1,
-        settings: SamplingSettings | None = None,
+        whole: bool = False,
     ) -> tuple[Tensor, Tensor, Samples]:
-        """(prompt ids, prompt mask, samples); one seed per response, derived from the stream, the prompt's place and the response's."""
+        """(prompt ids, prompt mask, samples); one seed per response, derived from the stream, the prompt's place and the response's.
+
+        Responses end where the task truncates them, unless ``whole``.
+        """
         ids, mask = (x.to(self.accelerator.device) for x in left_pad([p.tokens for p in prompts], policy.pad_id))
         seeds = [self.seed(stream, *indices, row, k) for row in range(len(prompts)) for k in range(num_responses)]
 
@@ -145,7 +148,7 @@ class Context:
             policy,
             ids,
             mask,
-            settings or sampling_settings(self.config.task),
+            sampling_settings(self.task, whole=whole),
             seeds=seeds,
             num_responses=num_responses,
             check=self.stop.check,
@@ -153,7 +156,7 @@ class Context:
         return ids, mask, samples
 
     def episodes(self, policy: Policy, prompts: Sequence[Prompt], stream: str, *indices: int) -> Episodes:
-        ids, mask, samples = self.sample(policy, prompts, stream, *indices)
+        ids, mask, samples = self.sample(policy, prompts, stream, *indices, whole=not self.config.task.train_on_truncated)
         return Episodes(ids, mask, samples.responses[:, 0], samples.response_mask[:, 0])
 
     def responses(self, tokens: Tensor, mask: Tensor, policy: Policy, source: str, name: str) -> list[Response]:

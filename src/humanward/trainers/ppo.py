@@ -151,7 +151,7 @@ class PPOTrainer:
             reward.to(self.accelerator.device).eval()
         self.task = task or plain_task(policy)
         self.prompts, self.config, self.seed, self.check = prompt_ids(self.task, prompts), config, seed, check
-        self.sampling = sampling_settings(self.task.config)
+        self.sampling = sampling_settings(self.task, whole=not self.task.config.train_on_truncated)
         keep_eos = self.sampling.stop_at_eos
         self.suppressed = policy.suppressed_tokens(keep_eos=keep_eos) if self.sampling.suppress_special_tokens else None
         self.total_steps = config.episodes // config.batch_size

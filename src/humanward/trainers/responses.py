@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from humanward.data import Task, TaskConfig, Text
+from humanward.data import Task, Text
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.models import Policy, SamplingSettings, context_length, sample_responses
@@ -12,9 +12,13 @@ from humanward.storage import derive_seed
 from humanward.trainers.scoring import texts, truncated
 
 
-def sampling_settings(task: TaskConfig) -> SamplingSettings:
-    """How the task samples a response."""
-    return SamplingSettings(task.response_length, task.temperature, task.top_k, task.top_p, task.stop_at_eos, task.suppress_special_tokens)
+def sampling_settings(task: Task, *, whole: bool) -> SamplingSettings:
+    """How the task samples a response; not ``whole``: it is written no further than to where the task's rule truncates it."""
+    c = task.config
+    stop = None if whole else task.truncate_token_id
+    return SamplingSettings(
+        c.response_length, c.temperature, c.top_k, c.top_p, c.stop_at_eos, c.suppress_special_tokens, stop, c.truncate_after, c.sampler
+    )
 
 
 def plain_task(policy: Policy) -> Task:
@@ -52,7 +56,7 @@ def respond(
     rows = prompt_ids(task, prompts)
     ids, mask = (x.to(policy.device) for x in left_pad(rows, policy.pad_id))
     seeds = [derive_seed(seed, "respond", *row, k) for row in rows for k in range(num_responses)]
-    samples = sample_responses(policy, ids, mask, sampling_settings(task.config), seeds=seeds, num_responses=num_responses)
+    samples = sample_responses(policy, ids, mask, sampling_settings(task, whole=False), seeds=seeds, num_responses=num_responses)
     responses, response_mask = samples.responses.flatten(0, 1), samples.response_mask.flatten(0, 1)
     found = texts(task, responses, truncated(task, responses, response_mask)[0])
     return [found[i : i + num_responses] for i in range(0, len(found), num_responses)]
