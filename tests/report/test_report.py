@@ -87,6 +87,19 @@ def test_the_report_says_the_numbers_of_the_run(run: Path):
     assert "What is missing" not in text
 
 
+def test_alarms_are_told_as_text(run: Path):
+    assert "looked ill" not in page(run).text
+    rows = [
+        {"stage": "ppo", "round": 2, "step": 11, "kind": "kl", "text": "the KL is 31.0 nats <b>"},
+        {"stage": "sft", "step": 0, "text": "x"},
+    ]
+    (run / "alarms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = page(run).text
+    assert "What looked ill while training" in text
+    assert "ppo, round 2, step 12: the KL is 31.0 nats <b>" in text
+    assert "sft, step 1: x" in text
+
+
 def test_summary_and_report_agree(run: Path):
     numbers = summary(run)
     assert numbers["headline"]["rate"] == 0.86328

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from humanward.errors import RunError
 from humanward.trainers import ppo, reward, sft
+from humanward.trainers.guards import TrainingError
 from humanward.trainers.updates import Updater, load_weights, weights
 
 TRAINERS = ["sft", "reward", "ppo"]
@@ -199,11 +200,21 @@ def test_what_is_not_finite_is_not_applied(what: str, loss: Any) -> None:
     line, updater = line_and_optimizer()
     updater.update([batches(1)[0]], square_loss, what="test")
     before = {name: tensor.clone() for name, tensor in (weights(line) | updater.state_dict()).items()}
-    with pytest.raises(RunError, match=rf"^test: update 1: the {what} is not a finite number") as error:
-        updater.update([batches(1)[0]], loss, what="test")
+    for _ in range(2):
+        assert updater.update([batches(1)[0]], loss, what="test")["skipped"] == 1
+    with pytest.raises(TrainingError, match=rf"^test: update 3: the {what} is not a finite number, for the third time in a row") as error:
+        updater.update([batches(1)[0]], loss, what="test", batch=lambda: {"x": batches(1)[0]})
     assert "\n" not in str(error.value)
-    assert updater.updates == 1
+    assert torch.equal(error.value.batch["x"], batches(1)[0])
     assert difference(before, weights(line) | updater.state_dict()) == 0
+
+
+def test_one_bad_update_is_left_out_and_forgotten() -> None:
+    line, updater = line_and_optimizer(lr_schedule="constant")
+    kinds = [square_loss, lambda module, x: module(x).sum() * math.nan] * 4
+    skipped = [updater.update([batches(1)[0]], loss, what="test")["skipped"] for loss in kinds]
+    assert skipped == [0, 1] * 4
+    assert torch.isfinite(line.weight).all()
 
 
 @pytest.mark.parametrize(
@@ -223,8 +234,9 @@ def test_nan_stops_a_trainer_before_it_spoils_the_weights(
         return tuple(part * math.nan for part in result) if isinstance(result, tuple) else result * math.nan
 
     monkeypatch.setattr(room, function, wrong)
-    with pytest.raises(RunError, match="the loss is not a finite number and was not applied"):
-        trainer.step(1)
+    with pytest.raises(TrainingError, match="the loss is not a finite number, for the third time in a row, and was not applied") as fault:
+        [trainer.step(index) for index in range(1, 4)]
+    assert fault.value.batch
     assert difference(before, trainer.tensors()) == 0
 
 

@@ -106,6 +106,7 @@ def _context(run: Run) -> dict[str, Any]:
         "progress": _progress(run),
         "win_rate_chart": sections.win_rate_chart(rates, sections.scored_by(run)),
         "frontier_chart": sections.frontier_chart(run),
+        "alarms": sections.alarms(run),
         "curves": sections.learning_curves(run),
         "more_curves": sections.more_curves(run),
         "reward_chart": sections.reward_model(run),

@@ -7,6 +7,7 @@ The files and the keys that the report reads:
     state.json                stage, round, step; may hold ``labels``
     metrics.jsonl             one row per step: stage ("sft", "baseline_sft", "reward", "ppo"), round, step and that stage's numbers
     timings.jsonl             stage, round, seconds, peak_memory_bytes
+    alarms.jsonl              stage, round, step, text: what the watch over the metrics said; there only if it said something
     evaluation/results.json   labeler, seed, prompts, win_rates, scores, kl, reward_model, frontier, text_quality, labels
     evaluation/samples.jsonl  prompt, one response per policy, scores
 """
@@ -30,6 +31,7 @@ CARRIES = {
     "state.json": "how far the run has come",
     "metrics.jsonl": "the learning curves",
     "timings.jsonl": "time and memory",
+    "alarms.jsonl": "what looked ill while training",
     "evaluation/results.json": "win rates, scores, KL, reward-model accuracy and text quality",
     "evaluation/samples.jsonl": "the samples",
 }
@@ -47,6 +49,7 @@ class Run:
     metrics: list[dict[str, Any]]
     timings: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    alarms: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """One line per file, line or key that is absent or unreadable. Filled here and by the sections as they look for their keys."""
 
@@ -74,6 +77,7 @@ def read_run(folder: Path) -> Run:
         metrics=_read_rows(folder, "metrics.jsonl", missing),
         timings=_read_rows(folder, "timings.jsonl", missing),
         samples=_read_rows(folder, "evaluation/samples.jsonl", missing),
+        alarms=_read_rows(folder, "alarms.jsonl", missing) if (folder / "alarms.jsonl").exists() else [],
         missing=missing,
     )
 

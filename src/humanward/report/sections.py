@@ -330,6 +330,16 @@ OTHER_CURVES = {
 }
 
 
+def alarms(run: Run) -> list[str]:
+    """What the watch over the metrics said, a sentence each."""
+    told: list[str] = []
+    for row in run.alarms:
+        step, round_ = number(row.get("step")), number(row.get("round"))
+        where = f"{row.get('stage')}" + (f", round {round_:.0f}" if round_ else "") + (f", step {step + 1:.0f}" if step is not None else "")
+        told.append(f"{where}: {row.get('text')}")
+    return told
+
+
 def learning_curves(run: Run) -> list[Chart]:
     """The PPO curves that tell whether the run went well."""
     found = [_curve(run, "ppo", key, *words) for key, words in PPO_CURVES.items()]

@@ -122,7 +122,7 @@ class Context:
     def surroundings(self, stage: str) -> Surroundings:
         return Surroundings(
             Checkpoints(self.folder.checkpoints / stage), self.log, self.stop, self.progress, self.config.checkpoint_seconds,
-            self.accelerator.is_main_process,
+            self.accelerator.is_main_process, faults=self.path / "faults", alarms=MetricsLog(self.path / "alarms.jsonl"),
         )  # fmt: skip
 
     def seed(self, stream: str, *indices: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
@@ -119,6 +120,9 @@ class Minibatch:
     def rows(self, index: Tensor) -> Minibatch:
         return Minibatch(self.rollout.rows(index), self.advantages[index], self.returns[index])
 
+    def tensors(self) -> dict[str, Tensor]:
+        return vars(self.rollout) | {"advantages": self.advantages, "returns": self.returns}
+
 
 class PPOTrainer:
     """PPO with a per-token KL penalty toward the reference and its score at the last token.
@@ -191,7 +195,7 @@ class PPOTrainer:
                 updates.append(self.update(minibatch))
 
         metrics = self.metrics(rollout, scores, kl, updates, (index + 1) * c.batch_size)
-        if c.kl_target is not None:
+        if c.kl_target is not None and math.isfinite(metrics["kl"]):
             self.kl_coef = adapted_kl_coef(
                 self.kl_coef, metrics["kl"], kl_target=c.kl_target, batch_size=c.batch_size, horizon=c.kl_horizon, clip=c.kl_clip
             )
@@ -270,7 +274,7 @@ class PPOTrainer:
             return share * masked_mean(policy_loss + c.value_coef * value_loss, mask)
 
         micro = [own.rows(rows) for rows in self.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
-        step = self.updater.update(micro, loss, what="PPO")
+        step = self.updater.update(micro, loss, what="PPO", batch=own.tensors)
         return step | combined(seen, self.accelerator)
 
     def metrics(self, rollout: Rollout, scores: Scores, kl: Tensor, updates: list[dict[str, float]], episodes: int) -> dict[str, float]:
@@ -285,26 +289,33 @@ class PPOTrainer:
             "penalized_score": float((scores.scores - self.kl_coef * sequence_kl).mean()),
             "entropy": mean["entropy"],
             "response_length": float(scores.scored_mask.sum(1).float().mean()),
+            "repetition": float(repetition(rollout.responses, scores.scored_mask).mean()),
             "missing_truncation": float((~scores.found).float().mean()),
             "ratio_max": max(u["ratio_max"] for u in updates),
             "first_ratio_error": updates[0]["ratio_error"],
             "explained_variance": explained_variance(rollout, scores, kl, self.kl_coef),
             "lr": updates[-1]["lr"],
         }
+        metrics["skipped"] = sum(u["skipped"] for u in updates)
         metrics |= {name: mean[name] for name in ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")}
         if self.true_score is not None:
             metrics["true_score"] = float(self.score(rollout, self.true_score, fixed_score=False).scores.mean())
         return metrics
 
+    @property
+    def kl_limit(self) -> float | None:
+        """KL per response, nats, that the watch calls too far."""
+        return None if self.config.kl_target is None else 4 * self.config.kl_target
+
     def tensors(self) -> dict[str, Tensor]:
         return with_prefix("policy", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
-        return {"updates": self.updater.updates, "kl_coef": self.kl_coef}
+        return {**self.updater.state(), "kl_coef": self.kl_coef}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.updater.load_weights(without_prefix("policy", tensors))
-        self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
+        self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
         self.kl_coef = float(state["kl_coef"])
 
 
@@ -336,6 +347,13 @@ def combined(parts: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[s
         all_of_it = gather_rows(accelerator, own.amax(0, keepdim=True) if largest else own.sum(0, keepdim=True))
         result[name] = float(all_of_it.max() if largest else all_of_it.sum())
     return result
+
+
+def repetition(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, " B"]:
+    """Share of a response's tokens that stand in it before; 0 for an empty one."""
+    same = (responses[:, :, None] == responses[:, None, :]) & mask[:, None, :]
+    before = torch.tril(same, diagonal=-1).any(-1) & mask
+    return before.sum(1) / mask.sum(1).clamp(min=1)
 
 
 def explained_variance(rollout: Rollout, scores: Scores, kl: Tensor, kl_coef: float) -> float:

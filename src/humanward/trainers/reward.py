@@ -156,9 +156,12 @@ class RewardTrainer:
             return (best_of_k_loss(scores, questions.best) * real).sum() / len(batch)
 
         micro = token_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens)
-        metrics = self.updater.update([[own[i] for i in rows] for rows in micro], loss, what="reward model")
+        metrics = self.updater.update(
+            [[own[i] for i in rows] for rows in micro], loss, what="reward model",
+            batch=lambda: vars(collate([comparison for comparison, _ in own], self.reward_model.pad_id, self.accelerator.device)),
+        )  # fmt: skip
         right = sum_over_processes(self.accelerator, torch.stack(correct).sum())
-        return {"loss": metrics["loss"], "accuracy": float(right) / len(batch), "lr": metrics["lr"], "grad_norm": metrics["grad_norm"]}
+        return {**metrics, "accuracy": float(right) / len(batch)}
 
     def batch(self, index: int) -> list[Comparison]:
         """The questions of a step: a pure function of the seed and the step."""
@@ -197,11 +200,11 @@ class RewardTrainer:
         return with_prefix("reward_model", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
-        return {"updates": self.updater.updates}
+        return self.updater.state()
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.updater.load_weights(without_prefix("reward_model", tensors))
-        self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
+        self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
 
 
 def tokens_of(comparison: Comparison) -> int:

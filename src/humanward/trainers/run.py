@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from humanward.errors import RunError
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
+from humanward.trainers.guards import TrainingError, Watch, keep_batch
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called as (stage, steps done, steps in all, last metrics)."""
@@ -53,6 +58,12 @@ class Surroundings:
     """Save when so much time has passed since the last save. When a checkpoint was written never changes a result."""
     is_main: bool = True
     """Only the main process writes."""
+    faults: Path | None = None
+    """Where the batch of a fault is kept."""
+    alarms: MetricsLog | None = None
+    """What the watch over the metrics said."""
+    tell: Callable[[str], None] = logging.getLogger("humanward").warning
+    """Told each alarm, a sentence."""
 
 
 def train(
@@ -65,7 +76,7 @@ def train(
 
     Raises:
         Stopped: a signal came; everything done is saved.
-        RunError: a loss was not finite, the disk is full, …; earlier checkpoints are intact.
+        RunError: the loss was not finite three times in a row, the disk is full, …; earlier checkpoints are intact.
     """
     around = surroundings or Surroundings()
     end = trainer.total_steps if until is None else min(until, trainer.total_steps)
@@ -78,21 +89,25 @@ def train(
     first = 0 if checkpoint is None else checkpoint.step
     if around.log is not None and around.is_main:
         around.log.truncate(stage, round, first)
+    watch = _watch(around, trainer, stage, round, first)
     history: list[dict[str, float]] = []
     saved_at, saved_step = time.monotonic(), first
     done = first
     try:
         for index in range(first, end):
             around.stop.check()
-            metrics = trainer.step(index)
+            metrics = {name: value for name, value in trainer.step(index).items() if math.isfinite(value)}
             done = index + 1
             history.append(metrics)
+            _say(around, watch(metrics), stage, round, index)
             if around.log is not None and around.is_main:
                 around.log.append({"stage": stage, "round": round, "step": index, **metrics})
             around.progress(stage, done, end, metrics)
             if done < end and time.monotonic() - saved_at > around.checkpoint_seconds:
                 _save(around, trainer, done)
                 saved_at, saved_step = time.monotonic(), done
+    except TrainingError as fault:
+        raise RunError(f"{fault}. {_after(around, trainer, stage, round, done, fault)}") from None
     except Stopped:
         # careful: a step that was interrupted has changed nothing yet only if it raised before its first update; the last whole step is
         # what the weights hold whenever a trainer checks the flag before updating, and that is the rule for trainers.
@@ -104,6 +119,34 @@ def train(
     if first < end:
         _save(around, trainer, end)
     return history
+
+
+def _watch(around: Surroundings, trainer: Trainer, stage: str, round: int, first: int) -> Watch:
+    """Who knows the steps before this one."""
+    watch = Watch(kl_limit=getattr(trainer, "kl_limit", None))
+    if around.alarms is not None and around.is_main:
+        around.alarms.truncate(stage, round, first)
+    if around.log is not None and around.is_main:
+        watch.look_back(row for row in around.log.read() if row["stage"] == stage)
+    return watch
+
+
+def _say(around: Surroundings, found: list[tuple[str, str]], stage: str, round: int, step: int) -> None:
+    for kind, text in found if around.is_main else []:
+        around.tell(f"{stage}, step {step + 1}: {text}")
+        if around.alarms is not None:
+            around.alarms.append({"stage": stage, "round": round, "step": step, "kind": kind, "text": text})
+
+
+def _after(around: Surroundings, trainer: Trainer, stage: str, round: int, step: int, fault: TrainingError) -> str:
+    """Go back to the last checkpoint, keep the batch, and say so."""
+    checkpoint = around.checkpoints.latest() if around.checkpoints is not None else None
+    if checkpoint is not None:
+        trainer.load(checkpoint.tensors, checkpoint.state)
+    said = f"The weights are those of step {checkpoint.step}" if checkpoint is not None else "Nothing was saved before"
+    if around.faults is not None and around.is_main:
+        said += f"; the batch is in {keep_batch(around.faults, stage, round, step, fault)}"
+    return said
 
 
 def _save(around: Surroundings, trainer: Trainer, step: int) -> None:

@@ -98,7 +98,10 @@ class SFTTrainer:
         def loss(module: nn.Module, rows: list[Demonstration]) -> Tensor:
             return demonstration_loss(module, rows, self.policy, self.accelerator.device) / tokens
 
-        metrics = self.updater.update([[own[i] for i in rows] for rows in micro], loss, what="supervised fine-tuning")
+        metrics = self.updater.update(
+            [[own[i] for i in rows] for rows in micro], loss, what="supervised fine-tuning",
+            batch=lambda: {"tokens": right_pad([(*d.prompt, *d.response) for d in own], self.policy.pad_id)[0]},
+        )  # fmt: skip
         return {**metrics, "tokens": float(tokens)}
 
     def batch(self, index: int) -> list[Demonstration]:
@@ -111,11 +114,11 @@ class SFTTrainer:
         return with_prefix("policy", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
-        return {"updates": self.updater.updates}
+        return self.updater.state()
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.updater.load_weights(without_prefix("policy", tensors))
-        self.updater.load_state_dict(without_prefix("optimizer", tensors), int(state["updates"]))
+        self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
 
 
 def demonstration_loss(module: nn.Module, rows: Sequence[Demonstration], policy: Policy, device: torch.device) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from humanward.errors import RunError, UserError
 from humanward.maths.schedules import cosine, linear_to_zero
+from humanward.trainers.guards import BAD_UPDATES, TrainingError
 
 Schedule = Literal["linear", "cosine", "constant"]
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Updater:
         self.bare = module
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.updates = 0
+        self.bad_in_a_row = 0
 
     def current_lr(self) -> float:
         """The learning rate of the next update: lr * (1 - updates / total) when linear, as lm-human-preferences anneals."""
@@ -59,14 +61,25 @@ class Updater:
             return self.lr * cosine(self.updates, self.total_updates, self.warmup_updates)
         return self.lr
 
-    def update(self, micro_batches: Sequence[T], loss: Callable[[nn.Module, T], Tensor], *, what: str) -> dict[str, float]:
+    def update(
+        self, micro_batches: Sequence[T], loss: Callable[[nn.Module, T], Tensor], *, what: str,
+        batch: Callable[[], Mapping[str, Tensor]] = dict,
+    ) -> dict[str, float]:  # fmt: skip
         """One step. ``loss`` gives a micro-batch's share of the global batch's loss.
 
+        A loss or gradient that is not finite is not applied: the weights stay, ``skipped`` is 1.
+
+        Args:
+            micro_batches: the batch, in parts.
+            loss: of one part.
+            what: is trained, for messages.
+            batch: what to keep of the batch when the training has to end.
+
         Returns:
-            The loss over the global batch, the gradient's norm before clipping and the learning rate.
+            The loss over the global batch, the gradient's norm before clipping, the learning rate, and whether the update was skipped.
 
         Raises:
-            RunError: the loss or its gradient is not finite; the weights are as they were.
+            TrainingError: the third such update in a row.
         """
         for p in (*self.trained.values(), *self.named.values()):
             p.grad = None
@@ -83,10 +96,16 @@ class Updater:
         total = sum_over_processes(self.accelerator, total)
         norm = torch.nn.utils.clip_grad_norm_(self.named.values(), math.inf if self.max_grad_norm is None else self.max_grad_norm)
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
-            raise RunError(
-                f"{what}: update {self.updates}: the {'loss' if not torch.isfinite(total) else 'gradient'} is not a finite number "
-                "and was not applied; lower the learning rate or look at the scores, then run the command again from the last checkpoint"
-            )
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row >= BAD_UPDATES:
+                raise TrainingError(
+                    f"{what}: update {self.updates}: the {'loss' if not torch.isfinite(total) else 'gradient'} is not a finite number, "
+                    "for the third time in a row, and was not applied; lower the learning rate or look at the scores",
+                    batch(),
+                )
+            self.updates += 1
+            return {"loss": float(total), "grad_norm": float(norm), "lr": self.current_lr(), "skipped": 1.0}
+        self.bad_in_a_row = 0
         lr = self.current_lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -95,7 +114,11 @@ class Updater:
         self.optimizer.step()
         self._round()
         self.updates += 1
-        return {"loss": float(total), "grad_norm": float(norm), "lr": lr}
+        return {"loss": float(total), "grad_norm": float(norm), "lr": lr, "skipped": 0.0}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must have besides tensors."""
+        return {"updates": self.updates, "bad_in_a_row": self.bad_in_a_row}
 
     @torch.no_grad()
     def _move_gradients(self) -> None:
@@ -142,13 +165,15 @@ class Updater:
             f"{moment}.{name}": state[p][moment] for name, p in self.named.items() for moment in ("exp_avg", "exp_avg_sq") if p in state
         }
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
+        """Put back what ``state_dict`` and ``state`` gave."""
+        updates = int(given["updates"])
         state = self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
         for name, p in self.named.items():
             moments: dict[str, Any] = {m: tensors[f"{m}.{name}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq") if updates}
             if moments:
                 state[p] = {"step": torch.tensor(float(updates), device=p.device), **moments}
-        self.updates = updates
+        self.updates, self.bad_in_a_row = updates, int(given["bad_in_a_row"])
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""What stops a training that must not go on, and what is said of one that looks ill."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from humanward.errors import RunError
+from humanward.storage import atomic_folder, write_json
+from humanward.storage.tensors import write_tensors
+
+BAD_UPDATES = 3
+"""So many updates in a row without a finite loss and gradient end a training; fewer are left out."""
+WATCHED = ("response_length", "entropy", "missing_truncation", "repetition")
+"""What is compared with the first steps of a training."""
+
+
+class TrainingError(RunError):
+    """A training that must not go on, with the batch that it was working on."""
+
+    def __init__(self, message: str, batch: Mapping[str, Tensor]) -> None:
+        super().__init__(message)
+        self.batch = dict(batch)
+
+
+def keep_batch(folder: Path, stage: str, round: int, step: int, fault: TrainingError) -> Path:
+    """Write the batch of a fault where somebody can look at it: ``batch.safetensors`` and ``fault.json``."""
+    path = folder / (f"{stage}-{round}-step-{step}" if round else f"{stage}-step-{step}")
+    with atomic_folder(path) as temporary:
+        write_tensors(temporary / "batch.safetensors", {name: tensor.detach().cpu() for name, tensor in fault.batch.items()})
+        write_json(temporary / "fault.json", {"stage": stage, "round": round, "step": step, "message": str(fault)})
+    return path
+
+
+class Watch:
+    """Looks at the metrics of each step and says in words, once per training and kind, what looks ill.
+
+    What is normal is taken from the training itself: its first ``start`` steps, and for the gradient the last 20.
+
+    Args:
+        kl_limit: KL per response, nats, that is too far; None: none is.
+        start: steps that show what is normal.
+    """
+
+    def __init__(self, *, kl_limit: float | None = None, start: int = 5) -> None:
+        self.kl_limit, self.start = kl_limit, start
+        self.history: list[Mapping[str, float]] = []
+        self.said: set[str] = set()
+
+    def look_back(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Take up the steps of a training that is continued, without saying anything again."""
+        for row in rows:
+            self(row)
+
+    def __call__(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+        """(kind, sentence) of what is new in this step."""
+        found = [(kind, text) for kind, text in self._signs(metrics) if kind not in self.said]
+        self.said.update(kind for kind, _ in found)
+        self.history.append(metrics)
+        return found
+
+    def _signs(self, now: Mapping[str, float]) -> list[tuple[str, str]]:
+        """(kind, sentence) of all that looks ill. A number that is missing is NaN, and no comparison with it holds."""
+        value = {name: now.get(name, math.nan) for name in ("kl", "grad_norm", *WATCHED)}
+        first = self.history[: self.start] if len(self.history) >= self.start else []
+        usual = {name: _over(statistics.mean, first, name) for name in WATCHED}
+        norm = _over(statistics.median, self.history[-20:] if len(self.history) >= 8 else [], "grad_norm")
+        limit = math.nan if self.kl_limit is None else self.kl_limit
+        signs = {
+            "numbers": (
+                now.get("skipped", 0) > 0,
+                "an update had a loss or gradient that is not a finite number and was left out; lower the learning rate",
+            ),
+            "gradient": (
+                value["grad_norm"] > 10 * norm,
+                f"the gradient's norm is {value['grad_norm']:.3g}, usually {norm:.3g}; set max_grad_norm or lower the learning rate",
+            ),
+            "kl": (
+                value["kl"] > limit,
+                f"the KL is {value['kl']:.1f} nats per response, beyond {limit:.1f}; raise kl_coef or lower the learning rate",
+            ),
+            "negative kl": (
+                value["kl"] < -1,
+                f"the KL is {value['kl']:.1f} nats: sampling and scoring see different distributions; report this as a bug",
+            ),
+            "length": (
+                value["response_length"] > 2 * usual["response_length"] or value["response_length"] < 0.5 * usual["response_length"],
+                f"responses have {value['response_length']:.1f} tokens, at first {usual['response_length']:.1f}; is length what is scored?",
+            ),
+            "entropy": (
+                value["entropy"] < 0.25 * usual["entropy"],
+                f"the entropy is {value['entropy']:.2f} nats per token, at first {usual['entropy']:.2f}: always one answer; raise kl_coef",
+            ),
+            "truncation": (
+                value["missing_truncation"] > 0.5 > 2 * usual["missing_truncation"],
+                f"{value['missing_truncation']:.0%} of the responses never reach their end",
+            ),
+            "repetition": (
+                value["repetition"] > max(0.3, 2 * usual["repetition"]),
+                f"{value['repetition']:.0%} of the tokens repeat one before them, at first {usual['repetition']:.0%}; look at the samples",
+            ),
+        }
+        return [(kind, text) for kind, (ill, text) in signs.items() if ill]
+
+
+def _over(statistic: Callable[[list[float]], float], rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """Of one metric over some steps; NaN where it is missing."""
+    values = [row[name] for row in rows if name in row]
+    return statistic(values) if values else math.nan

@@ -1,0 +1,93 @@
+"""What ends a training and what is said of one that looks ill."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from humanward.errors import RunError
+from humanward.storage import Checkpoints, MetricsLog
+from humanward.storage.tensors import StoredTensors
+from humanward.trainers import Surroundings, train
+from humanward.trainers import reward as reward_room
+from humanward.trainers.guards import Watch
+from humanward.trainers.ppo import repetition
+
+WELL = {"grad_norm": 1.0, "kl": 3.0, "response_length": 12.0, "entropy": 2.0, "missing_truncation": 0.1, "repetition": 0.1}
+
+
+def said(rows: list[dict[str, float]], **settings: Any) -> list[str]:
+    watch = Watch(**settings)
+    return [kind for row in rows for kind, _ in watch(row)]
+
+
+@pytest.mark.parametrize(
+    ("ill", "kind"),
+    [
+        ({"grad_norm": 10.5}, "gradient"), ({"kl": 24.5}, "kl"), ({"kl": -1.5}, "negative kl"), ({"response_length": 25.0}, "length"),
+        ({"response_length": 5.0}, "length"), ({"entropy": 0.4}, "entropy"), ({"missing_truncation": 0.6}, "truncation"),
+        ({"repetition": 0.35}, "repetition"), ({"skipped": 1.0}, "numbers"),
+    ],
+)  # fmt: skip
+def test_each_sign_is_said_once(ill: dict[str, float], kind: str) -> None:
+    assert said([WELL] * 10 + [WELL | ill] * 3 + [WELL], kl_limit=24.0) == [kind]
+
+
+def test_what_is_well_is_not_mentioned() -> None:
+    rows = [{name: value * (1 + 0.4 * math.sin(n + len(name))) for name, value in WELL.items()} for n in range(100)]
+    assert said(rows, kl_limit=24.0) == []
+
+
+def test_a_watch_that_looked_back_does_not_say_it_again() -> None:
+    watch = Watch(kl_limit=24.0)
+    watch.look_back([WELL] * 8 + [WELL | {"kl": 30.0}])
+    assert watch(WELL | {"kl": 31.0}) == []
+    assert [kind for kind, _ in watch(WELL | {"entropy": 0.1})] == ["entropy"]
+
+
+def test_repetition_counts_tokens_that_stand_before() -> None:
+    """By hand: 3 4 3 3 has 2 of 4; 5 5 | 5 has 1 of 2, the pad counts for nothing; an empty one 0."""
+    responses = torch.tensor([[3, 4, 3, 3], [5, 5, 5, 5], [1, 1, 1, 1]])
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4])
+    assert repetition(responses, mask).tolist() == [0.5, 0.5, 0.0]
+
+
+def test_a_fault_keeps_the_batch_and_goes_back(problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    around = Surroundings(checkpoints=checkpoints, log=MetricsLog(tmp_path / "metrics.jsonl"), faults=tmp_path / "faults")
+    trainer = problems.reward(epochs=4)
+    train(trainer, around, until=2)
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    right = reward_room.best_of_k_loss
+    monkeypatch.setattr(reward_room, "best_of_k_loss", lambda scores, best: right(scores, best) * math.nan)
+    told: list[str] = []
+    around.tell = told.append
+    with pytest.raises(RunError, match=r"for the third time in a row.* The weights are those of step 2; the batch is in .*reward-1-step-4"):
+        train(trainer, around, stage="reward", round=1)
+    assert len(told) == 1
+    assert "left out" in told[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
+    assert checkpoints.steps() == [2]
+    kept = StoredTensors(tmp_path / "faults/reward-1-step-4/batch.safetensors")
+    assert kept["responses"].shape[:2] == (8, 3)
+    assert json.loads((tmp_path / "faults/reward-1-step-4/fault.json").read_text())["step"] == 4
+
+
+def test_alarms_are_written_and_cut_with_the_run(problems: ModuleType, tmp_path: Path) -> None:
+    """The KL limit of a target of 0.001 nats is passed at once; the second part does not say it twice."""
+    told: list[str] = []
+    around = Surroundings(
+        checkpoints=Checkpoints(tmp_path / "checkpoints"), log=MetricsLog(tmp_path / "metrics.jsonl"),
+        alarms=MetricsLog(tmp_path / "alarms.jsonl"), tell=told.append,
+    )  # fmt: skip
+    train(problems.ppo(kl_target=0.001), around, stage="ppo", until=2)
+    train(problems.ppo(kl_target=0.001), around, stage="ppo")
+    assert [row["kind"] for row in MetricsLog(tmp_path / "alarms.jsonl").read()] == ["kl"]
+    assert len(told) == 1
+    assert told[0].startswith("ppo, step 1: the KL is ")
