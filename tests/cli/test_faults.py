@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_a_number(parts: Parts, tmp_path: Path) -> None:
     assert done.code == 3
     (line,) = errors(done)
     assert line.startswith("error: PPO: update ")
-    assert "is not a finite number and was not applied; lower the learning rate" in line
+    assert "is not a finite number, for the third time in a row, and was not applied; lower the learning rate" in line
     assert verify_folder(tmp_path / "rounds/1/reward") is None
     assert not (tmp_path / "rounds/1/policy").exists()
     assert [path.name for path in (tmp_path / "rounds/1").iterdir() if ".tmp-" in path.name] == []

@@ -25,13 +25,13 @@ import yaml
 from humanward.errors import UserError
 
 # What the reader of the report loses without the file; said beside the file's name when it is missing.
+ALARMS = "alarms.jsonl"
 CARRIES = {
     "config.yaml": "the settings of the run",
     "environment.json": "versions and hardware",
     "state.json": "how far the run has come",
     "metrics.jsonl": "the learning curves",
     "timings.jsonl": "time and memory",
-    "alarms.jsonl": "what looked ill while training",
     "evaluation/results.json": "win rates, scores, KL, reward-model accuracy and text quality",
     "evaluation/samples.jsonl": "the samples",
 }
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
         metrics=_read_rows(folder, "metrics.jsonl", missing),
         timings=_read_rows(folder, "timings.jsonl", missing),
         samples=_read_rows(folder, "evaluation/samples.jsonl", missing),
-        alarms=_read_rows(folder, "alarms.jsonl", missing) if (folder / "alarms.jsonl").exists() else [],
+        alarms=_read_rows(folder, ALARMS, missing) if (folder / ALARMS).exists() else [],
         missing=missing,
     )
 
@@ -189,7 +189,7 @@ def _read_rows(folder: Path, name: str, missing: list[str]) -> list[dict[str, An
     if bad:
         some = ", ".join(str(n) for n in bad[:5]) + (", …" if len(bad) > 5 else "")
         missing.append(f"{name}: {len(bad)} of {len(bad) + len(found)} lines cannot be read and are left out (line {some}).")
-    elif not found:
+    elif not found and name != ALARMS:  # a run that went on may have cut the only one away
         missing.append(f"{name} is empty: {CARRIES[name]} cannot be shown.")
     return found
 
