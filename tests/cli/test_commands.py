@@ -180,9 +180,9 @@ def test_progress_is_a_line_per_stage_where_there_is_no_terminal(capsys: pytest.
         bars("ppo", 2, 2, {"score": 0.75, "kl": 1.5, "lr": 1.0})
         bars("frontier", 3, 4, {})
     first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"ppo, round 2: 2 of 2, score 0\.75, kl 1\.5, \d+ s", first)
+    assert re.fullmatch(r"ppo, round 2: 2 of 2, score 0\.75, kl 1\.50, \d+ s", first)
     assert re.fullmatch(r"frontier, round 2: 3 of 4, \d+ s", second)
-    assert shown_metrics({"loss": 1.0, "accuracy": 0.5, "grad_norm": 3.0}) == "loss 1, accuracy 0.5"
+    assert shown_metrics({"loss": 1.0, "accuracy": 0.5, "grad_norm": 3.0}) == "loss 1.00, accuracy 0.50"
 
 
 def test_space_is_estimated_from_the_weights(parts: Parts) -> None:

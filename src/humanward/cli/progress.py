@@ -11,8 +11,8 @@ from humanward.cli.terminal import is_main_process, note, talk
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-TELLING = ("score", "true_score", "kl", "loss", "accuracy")
-"""Metrics worth watching, in the order in which they are shown."""
+TELLING = {"score": "score", "true_score": "true", "kl": "kl", "loss": "loss", "accuracy": "accuracy"}
+"""Metrics worth watching and how they are called beside a bar, in the order in which they are shown."""
 
 
 class Bars:
@@ -36,10 +36,21 @@ class Bars:
         console = talk()
         if console.is_terminal and is_main_process():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.table import Column
 
-            columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            title, metrics = TextColumn("{task.description:<20}"), TextColumn("{task.fields[metrics]}")
-            bars = self._bars = Progress(title, *columns, metrics, console=console, refresh_per_second=4)
+            def fixed(width: int) -> Column:
+                return Column(min_width=width, max_width=width, no_wrap=True)
+
+            wide = console.width >= 100
+            columns = [
+                TextColumn("{task.description}", table_column=fixed(17)),
+                BarColumn(bar_width=None, table_column=fixed(24 if wide else 10)),
+                MofNCompleteColumn(table_column=fixed(9)),
+                *([TimeElapsedColumn(table_column=fixed(7))] if wide else []),
+                TimeRemainingColumn(table_column=fixed(7)),
+                TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            ]
+            bars = self._bars = Progress(*columns, console=console, refresh_per_second=4)
             bars.start()
         return self
 
@@ -72,4 +83,6 @@ class Bars:
 
 def shown_metrics(metrics: Mapping[str, float]) -> str:
     """The few numbers that tell how it goes."""
-    return ", ".join(f"{name.replace('_', ' ')} {metrics[name]:.3g}" for name in TELLING if name in metrics)
+    return ", ".join(
+        f"{word} {metrics[name]:.{1 if abs(metrics[name]) >= 10 else 2}f}" for name, word in TELLING.items() if name in metrics
+    )
