@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     OPTConfig,
     PhiConfig,
@@ -29,7 +31,7 @@ from transformers import (
 )
 
 from humanward.data import left_pad, right_pad
-from humanward.models import Policy, RewardModel, context_length, packs_exactly, response_states
+from humanward.models import Policy, RewardModel, context_length, forward, packs_exactly, response_states
 from humanward.models.loading import trunk_of
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 
@@ -200,6 +202,34 @@ def test_a_row_may_fill_the_context() -> None:
     states = response_states(trunk_of(model), prompts, torch.ones_like(prompts).bool(), responses, torch.ones_like(responses).bool())
     expected = alone(kept("gpt2", "naive"), prompts[0], torch.ones(60).bool(), responses[0, 0], torch.ones(4).bool())
     torch.testing.assert_close(states.take(states.responses)[0, 1], expected, rtol=0, atol=1e-9)
+
+
+UNSERVED: dict[str, Callable[[], PreTrainedConfig]] = {
+    "bloom": lambda: BloomConfig(
+        vocab_size=8, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.4, eos_token_id=END, pad_token_id=PAD
+    ),
+    "mamba": lambda: MambaConfig(vocab_size=8, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=END, pad_token_id=PAD),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", UNSERVED)
+@torch.no_grad()
+def test_a_model_that_cannot_be_packed_is_served_row_by_row_and_named_once(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Positions by slope (Bloom) and a running state (Mamba) know nothing of our attention."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(UNSERVED[family]()).double().eval()
+    reward_model = RewardModel(model, tiny_tokenizer(), generator=torch.Generator().manual_seed(0)).double()
+    batch = block(3)
+    forward._say_once.cache_clear()
+    for _ in range(2):
+        reward_model._packs = None
+        scores = reward_model(*batch)
+    assert sum("cannot be run as one stream" in record.message for record in caplog.records) == 1
+    prompts, prompt_mask, responses, response_mask = batch
+    for b in range(3):
+        for k in range(3):
+            last = alone(model, prompts[b], prompt_mask[b], responses[b, k], response_mask[b, k])[-1]
+            torch.testing.assert_close(scores[b, k], reward_model.score_head(last)[0], rtol=0, atol=1e-9)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ by `packs_exactly` and served one padded row per response, with the same result.
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -137,4 +138,13 @@ def packs_exactly(trunk: nn.Module, *, length: int = 12) -> bool:
         if not exact and trunk.config._attn_implementation != before:  # pyright: ignore[reportAttributeAccessIssue]
             trunk.set_attn_implementation(before)  # pyright: ignore[reportCallIssue]
         trunk.train(training)
+    if not exact:
+        _say_once(type(trunk).__name__)
     return exact
+
+
+@lru_cache
+def _say_once(name: str) -> None:
+    logging.getLogger("humanward").warning(
+        "%s cannot be run as one stream: each response has a row of its own, padded, with the same result in more time", name
+    )
