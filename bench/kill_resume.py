@@ -138,7 +138,7 @@ def kills(bench: Bench, count: int) -> dict[str, Any]:
         name = bench.name()
         while True:
             process = bench.start(name)
-            process.join(bench.lots.uniform(0.02, 0.6) * bench.seconds)
+            process.join(bench.lots.uniform(0.02, 0.4) * bench.seconds)
             if process.exitcode is not None or where.total() == count:
                 process.join()
                 break
@@ -200,7 +200,8 @@ def checkpoint_of_killed(bench: Bench, name: str) -> Iterator[Path]:
         process.join()
         stage = json.loads((bench.folder / name / "state.json").read_text()) if (bench.folder / name / "state.json").exists() else {}
         label = f"{stage.get('stage')}-{stage.get('round')}" if stage.get("stage") == "reward" else str(stage.get("stage"))
-        found = sorted((bench.folder / name / "checkpoints" / label).glob("step-*"), key=lambda path: int(path.name[5:]))
+        there = (bench.folder / name / "checkpoints" / label).glob("step-*")
+        found = sorted((path for path in there if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
         if len(found) >= 2 and all((path / "manifest.json").exists() for path in found):
             yield found[-1]
         shutil.rmtree(bench.folder / name, ignore_errors=True)

@@ -19,21 +19,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from humanward.data import Task, TaskConfig
 from humanward.models import Policy, keep_freed_memory
+from humanward.models.precision import matmul_rate
 from humanward.rounds.loop import peak_memory, reset_peak_memory
 from humanward.trainers import PPOConfig, PPOTrainer
 
 PROMPT, RESPONSE = 64, 24
-
-
-def matmul_peak(size: int = 2048, seconds: float = 2.0) -> float:
-    """Best rate of a large float32 product, FLOP/s."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 def policy_of(name: str) -> Policy:
@@ -91,7 +81,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["storyteller", "gpt2-small"], choices=["storyteller", "gpt2-small"])
     args = parser.parse_args()
     keep_freed_memory()
-    peak = matmul_peak()
+    peak = matmul_rate(torch.float32, torch.device("cpu"), seconds=2.0)
     for name in args.models:
         print(json.dumps(measure(name, 64 if name == "storyteller" else 16, args.steps, peak)), flush=True)
 

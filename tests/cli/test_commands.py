@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from humanward import __version__
+from humanward.cli.doctor import advise
 from humanward.cli.progress import Bars, shown_metrics
 from humanward.cli.space import bytes_needed, weight_bytes
 from humanward.cli.summary import duration
@@ -26,6 +27,7 @@ from .conftest import Parts, run, start
 
 COMMANDS = [
     "demo", "loop", "init", "sft", "sample", "label", "reward", "ppo", "evaluate", "report", "status", "presets", "settings",
+    "doctor",
 ]  # fmt: skip
 needs_assets = pytest.mark.skipif(
     not files("humanward").joinpath("assets/storyteller/config.json").is_file(), reason="the embedded model is not there"
@@ -199,3 +201,32 @@ def test_space_is_estimated_from_the_weights(parts: Parts) -> None:
 
 def test_durations_are_read_at_a_glance() -> None:
     assert [duration(s) for s in (9.06, 59.9, 200, 7500)] == ["9.1 s", "59.9 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_the_doctor_measures_and_advises(tmp_path: Path) -> None:
+    done = run("doctor", tmp_path / "not/yet/there", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["matmul_flop_per_second"]["float32"] > 1e8
+    assert facts["free_disk_bytes"] > 0
+    assert facts["advice"][0].startswith("dtype=")
+    done = run("doctor")
+    assert done.code == 0, done.err
+    assert "GFLOP/s" in done.out
+    assert "million weights" in done.out
+
+
+def test_the_doctor_says_what_is_wrong() -> None:
+    rates = {"float32": 2e11, "bfloat16": 5e11}
+    well = {
+        "device": "cpu", "cores": 8, "threads": 8, "memory_bytes": 24 * 10**9, "matmul_flop_per_second": rates,
+        "freed_memory_is_kept": True, "sqlite_wal_is_safe": True,
+    }  # fmt: skip
+    assert advise(well) == [
+        "dtype=bfloat16: bfloat16 multiplies 2.5 times as fast",
+        "PPO with a reward model fits for models of up to about 655 million weights",
+    ]
+    ill = well | {"threads": 2, "freed_memory_is_kept": False, "sqlite_wal_is_safe": False, "matmul_flop_per_second": {"float32": 2e11}}
+    told = " ".join(advise(ill))
+    for expected in ("dtype=float32: there are no instructions", "600 million", "threads=8", "jemalloc", "pysqlite3"):
+        assert expected in told

@@ -71,8 +71,8 @@ class LoopConfig(Config):
     pad_token: str | None = None
     """A token to pad with, where the tokenizer has none or the wrong one."""
     dtype: DType = "float32"
-    """Number type in which all models compute; 16-bit weights are trained through float32 copies. ``auto``: bfloat16 where the machine
-    has instructions for it, else float32; a run keeps what it began with."""
+    """Number type in which all models compute; 16-bit weights are trained through float32 copies. ``auto``: bfloat16 where that multiplies
+    faster on this machine, else float32; a run keeps what it began with."""
     prompts: str = "asset:prompts"
     """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote."""
     passages: bool = False
