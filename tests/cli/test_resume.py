@@ -123,3 +123,19 @@ def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 300) 
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("lost", ["newest", "all"])
+def test_steps_of_an_earlier_round_are_made_up_for_against_its_own_reward_model(
+    parts: Parts, finished: Path, fingerprint: Callable[[Path], dict[str, str]], tmp_path: Path, lost: str
+) -> None:
+    """Round 2 begins, and the checkpoint that round 1 ended with is gone."""
+    folder = tmp_path / "run"
+    assert run("init", folder, *parts.options()).code == 0
+    for stage in ("sample", "label", "reward", "ppo", "sample", "label", "reward"):
+        assert run(stage, folder).code == 0
+    steps = sorted((folder / "checkpoints/ppo").iterdir(), key=lambda path: int(path.name[5:]))
+    for step in steps[-1:] if lost == "newest" else steps:
+        shutil.rmtree(step)
+    assert run("loop", folder).code == 0
+    assert fingerprint(folder) == fingerprint(finished)

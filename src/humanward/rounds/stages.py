@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from humanward.data import demonstrations, iter_texts, text_windows
@@ -18,7 +19,7 @@ from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
 from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.storage import generator, write_json
-from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, choices, train
+from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, Surroundings, choices, train
 from humanward.trainers.scoring import truncated
 
 QUESTIONS_AT_ONCE = 256
@@ -209,8 +210,25 @@ def tune(context: Context, round: int, output: Path) -> None:
         context.reward_model(round), [p.tokens for p in context.prompts("training")], config.ppo,
         task=context.task, seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
     )  # fmt: skip
-    train(trainer, context.surroundings("ppo"), stage="ppo", round=round, until=first_step(context, round + 1))
+    around = context.surroundings("ppo")
+    make_up_for_lost_rounds(context, trainer, around, round)
+    train(trainer, around, stage="ppo", round=round, until=first_step(context, round + 1))
     save(context, policy, output)
+
+
+def make_up_for_lost_rounds(context: Context, trainer: PPOTrainer, around: Surroundings, round: int) -> None:
+    """Do again what no whole checkpoint holds of the rounds before, each against its own reward model."""
+    assert around.checkpoints is not None
+    newest = around.checkpoints.latest(before=first_step(context, round + 1) + 1)
+    reached = newest.step if newest is not None else 0
+    this_rounds = trainer.reward
+    # Their rows are in the log already.
+    quietly = replace(around, log=None, alarms=None, tell=lambda _: None)
+    for earlier in range(1, round):
+        if reached < first_step(context, earlier + 1):
+            trainer.reward = context.reward_model(earlier)
+            train(trainer, quietly, stage="ppo", round=earlier, until=first_step(context, earlier + 1))
+    trainer.reward = this_rounds
 
 
 def baseline(context: Context, round: int, output: Path) -> None:
