@@ -11,8 +11,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 def keep_freed_memory() -> bool:
     """Tell glibc to serve large temporaries from its heap and never trim it.
 
-    By default glibc maps every block over 32 MiB afresh and the kernel zeroes its pages, which costs 20 to 40 % of a training step on a CPU
-    (../docs/benchmarks.md). Call once, before the first large tensor. Returns False, and changes nothing, where the C library is not glibc.
+    By default glibc maps every block over 32 MiB afresh and the kernel zeroes its pages, which costs 20 to 40 % of a training step on a
+    CPU. Call once, before the first large tensor. Returns False, and changes nothing, where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
