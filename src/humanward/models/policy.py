@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from humanward.errors import UserError
 from humanward.maths.logprobs import linear_logprobs
 from humanward.models.forward import packs_exactly, response_states
+from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
 
 _VALUE_HEAD = "value_head.safetensors"
@@ -26,11 +27,11 @@ _VALUE_HEAD = "value_head.safetensors"
 class ResponseOutputs:
     """What a forward says about given responses, at response positions only; 0 on pads."""
 
-    logprobs: Float[Tensor, "B R"]
+    logprobs: Float[Tensor, "B *K R"]
     """log pi(y_t | x, y_<t) at the sampling temperature, nats."""
-    entropy: Float[Tensor, "B R"] | None
+    entropy: Float[Tensor, "B *K R"] | None
     """Entropy of the next-token distribution, nats; None where it was not asked for."""
-    values: Float[Tensor, "B R"] | None
+    values: Float[Tensor, "B *K R"] | None
     """Value of the state before each token, score units; None without a value head."""
 
 
@@ -64,6 +65,7 @@ class Policy(nn.Module):
         self.logit_rule = LogitRule.of(model)
         self.value_head: nn.Linear | None = zero_head(model) if value_head else None
         self._packs: bool | None = None
+        fuse_activations(model)
         disable_dropout(self)
 
     @classmethod
@@ -128,20 +130,22 @@ class Policy(nn.Module):
         self,
         prompts: Int[Tensor, "B P"],
         prompt_mask: Bool[Tensor, "B P"],
-        responses: Int[Tensor, "B R"],
-        response_mask: Bool[Tensor, "B R"],
+        responses: Int[Tensor, "B *K R"],
+        response_mask: Bool[Tensor, "B *K R"],
         *,
         temperature: float,
         suppressed: Bool[Tensor, " V"] | None = None,
         want_entropy: bool = False,
     ) -> ResponseOutputs:
-        """Log-probabilities, entropies and values of the responses. The LM head runs at response positions only."""
+        """Log-probabilities, entropies and values of one response to each prompt, [B, R], or of K, [B, K, R].
+
+        A prompt is computed once for all its responses, and the LM head runs at response positions only.
+        """
+        ids, mask = (x if x.dim() == 3 else x[:, None] for x in (responses, response_mask))
         # The last token of a response predicts nothing: it need not be run.
-        predicts = (response_mask.flip(1).cumsum(1).flip(1) > 1) & response_mask
-        states = response_states(
-            self.trunk, prompts, prompt_mask, responses[:, None, :-1], predicts[:, None, :-1], packed=self.packs()
-        )  # fmt: skip
-        hidden = states.take(states.before_each_token()[:, 0][response_mask])
+        predicts = (mask.flip(2).cumsum(2).flip(2) > 1) & mask
+        states = response_states(self.trunk, prompts, prompt_mask, ids[..., :-1], predicts[..., :-1], packed=self.packs())
+        hidden = states.take(states.before_each_token()[mask])
         logprobs, entropy = self.logprobs_of(
             hidden, responses[response_mask], temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )

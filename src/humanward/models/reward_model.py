@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from humanward.errors import UserError
 from humanward.maths.masks import last_index
 from humanward.models.forward import packs_exactly, response_states
+from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
 from humanward.models.policy import disable_dropout, hidden_size
 
@@ -47,6 +48,7 @@ class RewardModel(nn.Module):
         self.register_buffer("gain", torch.ones((), device=self.score_head.weight.device))
         self.register_buffer("bias", torch.zeros((), device=self.score_head.weight.device))
         self._packs: bool | None = None
+        fuse_activations(model)
         disable_dropout(self)
         # The LM head is not used: where it is not tied to the embedding, nothing may wait for its gradient.
         trunk_parameters = {id(p) for p in self.trunk.parameters()}
