@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from humanward.maths import approx_kl, best_of_k_loss, clip_fraction, clipped_value_loss, pair_loss, ppo_clip_loss
+from humanward.maths import (
+    all_pairs_loss,
+    approx_kl,
+    best_of_k_loss,
+    choice_loss,
+    clip_fraction,
+    clipped_value_loss,
+    pair_loss,
+    ppo_clip_loss,
+)
 
 ratios = torch.tensor([[0.5, 0.5, 1.0, 1.5, 1.5]], dtype=torch.float64)
 advantages = torch.tensor([[2.0, -2.0, 3.0, 2.0, -2.0]], dtype=torch.float64)
@@ -118,3 +127,38 @@ def test_best_of_k_does_not_depend_on_the_order_shown(order):
     scores = torch.tensor([[0.3, -1.0, 2.0, 0.7]], dtype=torch.float64)
     shuffled = best_of_k_loss(scores[:, order], torch.tensor([order.index(2)]))
     assert shuffled.item() == pytest.approx(best_of_k_loss(scores, torch.tensor([2])).item())
+
+
+def test_choice_loss_by_hand():
+    # exp of log 1, log 3: probabilities 1/4 and 3/4. A tie costs the mean of log 4 and log(4/3).
+    scores = torch.tensor([[1.0, 3.0]], dtype=torch.float64).log()
+    assert choice_loss(scores, torch.tensor([[0.5, 0.5]])).item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+    assert choice_loss(scores, torch.tensor([[1.0, 0.0]])).item() == best_of_k_loss(scores, torch.tensor([0])).item()
+    assert choice_loss(scores, torch.tensor([[0.0, 1.0]])).item() == best_of_k_loss(scores, torch.tensor([1])).item()
+
+
+def test_a_step_down_the_choice_loss_moves_towards_what_the_labeler_said():
+    scores = torch.zeros(1, 3, requires_grad=True)
+    choice_loss(scores, torch.tensor([[0.6, 0.3, 0.1]])).sum().backward()
+    assert torch.allclose(-scores.grad, torch.tensor([[0.6 - 1 / 3, 0.3 - 1 / 3, 0.1 - 1 / 3]]))
+
+
+@given(st.lists(st.tuples(st.floats(-50, 50), st.integers(0, 3)), min_size=2, max_size=5))
+def test_all_pairs_is_the_mean_of_pair_losses(responses):
+    scores = torch.tensor([[score for score, _ in responses]], dtype=torch.float64)
+    ranks = torch.tensor([[rank for _, rank in responses]])
+    slow = []
+    for j in range(len(responses)):
+        for i in range(j):
+            better, worse = (i, j) if ranks[0, i] <= ranks[0, j] else (j, i)
+            loss = pair_loss(scores[:, better], scores[:, worse])
+            if ranks[0, i] == ranks[0, j]:
+                loss = (loss + pair_loss(scores[:, worse], scores[:, better])) / 2
+            slow.append(loss)
+    assert torch.allclose(all_pairs_loss(scores, ranks), torch.stack(slow).mean(0), atol=1e-12)
+
+
+def test_a_step_down_the_all_pairs_loss_orders_the_scores():
+    scores = torch.zeros(1, 4, requires_grad=True)
+    all_pairs_loss(scores, torch.tensor([[2, 0, 3, 1]])).sum().backward()
+    assert (-scores.grad)[0].argsort(descending=True).tolist() == [1, 3, 0, 2]

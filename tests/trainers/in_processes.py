@@ -15,7 +15,13 @@ import problems
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 accelerator = Accelerator(cpu=True)
-for name, settings in (("sft", {"count": 15}), ("reward", {"count": 15}), ("ppo", {}), ("ppo", {"micro_batch_tokens": 9})):
+for name, settings in (
+    ("sft", {"count": 15}),
+    ("reward", {"count": 15}),
+    ("dpo", {"count": 15}),
+    ("ppo", {}),
+    ("ppo", {"micro_batch_tokens": 9}),
+):
     found = problems.trained(problems.MAKERS[name](accelerator=accelerator, **settings))
     if accelerator.is_main_process:
         save_file({key: tensor.contiguous() for key, tensor in found.items()}, f"{sys.argv[1]}/{name}{len(settings)}.safetensors")

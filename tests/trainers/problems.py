@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from humanward.data import Demonstration, left_pad, right_pad
 from humanward.models import Policy, RewardModel
 from humanward.records import Comparison, Prompt, Response
-from humanward.trainers import Episodes, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from humanward.trainers import DPOConfig, DPOTrainer, Episodes, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from humanward.trainers.selftest import tiny_policy, tiny_task
 
 PROMPTS = [(4,), (5, 6), (7, 2), (3,)]
@@ -77,7 +77,15 @@ def ppo(
     return PPOTrainer(policy, policy_of(dtype, seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, check=check)
 
 
-MAKERS = {"sft": sft, "reward": reward, "ppo": ppo}
+def dpo(
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
+) -> DPOTrainer:
+    config = DPOConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, "adam_eps": 1e-5, **settings})
+    policy, reference = policy_of(dtype, seed=policy_seed), policy_of(dtype, seed=1)
+    return DPOTrainer(policy, reference, comparisons(count), config, seed=5, accelerator=accelerator)
+
+
+MAKERS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo}
 
 
 def trained(trainer: Any) -> dict[str, torch.Tensor]:

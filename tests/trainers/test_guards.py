@@ -64,8 +64,8 @@ def test_a_fault_keeps_the_batch_and_goes_back(problems: ModuleType, tmp_path: P
     trainer = problems.reward(epochs=4)
     train(trainer, around, until=2)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
-    right = reward_room.best_of_k_loss
-    monkeypatch.setattr(reward_room, "best_of_k_loss", lambda scores, best: right(scores, best) * math.nan)
+    right = reward_room.preference_loss
+    monkeypatch.setattr(reward_room, "preference_loss", lambda scores, questions: right(scores, questions) * math.nan)
     told: list[str] = []
     around.tell = told.append
     with pytest.raises(RunError, match=r"for the third time in a row.* The weights are those of step 2; the batch is in .*reward-1-step-4"):

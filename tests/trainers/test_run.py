@@ -14,7 +14,7 @@ from humanward.errors import RunError
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
 from humanward.trainers import Surroundings, train
 
-TRAINERS = ["sft", "reward", "ppo"]
+TRAINERS = ["sft", "reward", "ppo", "dpo"]
 
 
 def surroundings(folder: Path, **settings: Any) -> Surroundings:

@@ -147,7 +147,7 @@ def test_nothing_to_train_on_is_said_so(problems: ModuleType) -> None:
 
 def test_questions_of_different_k_are_refused(problems: ModuleType) -> None:
     rows = [*problems.comparisons(2, K=3), *problems.comparisons(1, K=2)]
-    with pytest.raises(UserError, match="question 0: the reward model needs best-of-K labels of one K"):
+    with pytest.raises(UserError, match="question 0: best_of_k of 2 responses among best_of_k of 3; train on labels of one kind and one K"):
         RewardTrainer(reward_model(), rows, RewardConfig(normalize_before=False, normalize_after=False))
 
 

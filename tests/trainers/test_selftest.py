@@ -10,6 +10,7 @@ from torch import Tensor
 
 from humanward.errors import RunError
 from humanward.trainers import ppo, reward, scoring, selftest
+from humanward.trainers.questions import Questions
 
 
 def test_the_self_test_passes() -> None:
@@ -19,9 +20,9 @@ def test_the_self_test_passes() -> None:
 def test_a_flipped_label_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     collate = reward.collate
 
-    def flipped(*args: Any) -> reward.Questions:
+    def flipped(*args: Any) -> Questions:
         questions = collate(*args)
-        return dataclasses.replace(questions, best=questions.responses.shape[1] - 1 - questions.best)
+        return dataclasses.replace(questions, target=questions.target.flip(1))
 
     monkeypatch.setattr(reward, "collate", flipped)
     with pytest.raises(RunError, match=r"self-test: a reward model .* labels or the reward loss"):
@@ -29,8 +30,8 @@ def test_a_flipped_label_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_flipped_reward_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = reward.best_of_k_loss
-    monkeypatch.setattr(reward, "best_of_k_loss", lambda scores, best: -loss(scores, best))
+    loss = reward.preference_loss
+    monkeypatch.setattr(reward, "preference_loss", lambda scores, questions: -loss(scores, questions))
     with pytest.raises(RunError, match="self-test: a reward model"):
         selftest.self_test()
 

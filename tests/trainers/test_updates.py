@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from humanward.errors import RunError
-from humanward.trainers import ppo, reward, sft
+from humanward.trainers import dpo, ppo, questions, reward, sft
 from humanward.trainers.guards import TrainingError
 from humanward.trainers.updates import Updater, load_weights, weights
 
-TRAINERS = ["sft", "reward", "ppo"]
+TRAINERS = ["sft", "reward", "ppo", "dpo"]
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -44,7 +44,7 @@ def test_updates_move_the_weights(problems: ModuleType, name: str) -> None:
     assert len(moved) > 8
 
 
-@pytest.mark.parametrize(("name", "room"), [("sft", sft), ("reward", reward), ("ppo", ppo)])
+@pytest.mark.parametrize(("name", "room"), [("sft", sft), ("reward", questions), ("ppo", ppo), ("dpo", questions)])
 def test_pads_do_not_change_the_update(problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: ModuleType) -> None:
     make = problems.MAKERS[name]
     expected = problems.trained(make())
@@ -218,7 +218,8 @@ def test_one_bad_update_is_left_out_and_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "room", "function"), [("sft", sft, "demonstration_loss"), ("reward", reward, "best_of_k_loss"), ("ppo", ppo, "gae")]
+    ("name", "room", "function"),
+    [("sft", sft, "demonstration_loss"), ("reward", reward, "preference_loss"), ("dpo", dpo, "preference_loss"), ("ppo", ppo, "gae")],
 )
 def test_nan_stops_a_trainer_before_it_spoils_the_weights(
     problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: ModuleType, function: str

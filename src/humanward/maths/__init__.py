@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from humanward.maths.normalization import gain_and_bias
     from humanward.maths.optimum import best_of_n_frontier, optimal_policy, optimal_value, reweighted_frontier
     from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
-    from humanward.maths.reward_losses import best_of_k_loss, pair_loss
+    from humanward.maths.reward_losses import all_pairs_loss, best_of_k_loss, choice_loss, pair_loss
     from humanward.maths.schedules import cosine, labels_required, linear_to_zero
     from humanward.maths.statistics import WinRate, bootstrap_interval, clopper_pearson, sign_test, wilson_interval, win_rate
     from humanward.maths.value_losses import clipped_value_loss
@@ -26,10 +26,12 @@ __all__ = [
     "WinRate",
     "adapted_kl_coef",
     "add_at_last_token",
+    "all_pairs_loss",
     "approx_kl",
     "best_of_k_loss",
     "best_of_n_frontier",
     "bootstrap_interval",
+    "choice_loss",
     "clip_fraction",
     "clipped_value_loss",
     "clopper_pearson",
@@ -66,7 +68,7 @@ _MODULES = {
     "normalization": ("gain_and_bias",),
     "optimum": ("best_of_n_frontier", "optimal_policy", "optimal_value", "reweighted_frontier"),
     "policy_losses": ("approx_kl", "clip_fraction", "ppo_clip_loss"),
-    "reward_losses": ("best_of_k_loss", "pair_loss"),
+    "reward_losses": ("all_pairs_loss", "best_of_k_loss", "choice_loss", "pair_loss"),
     "schedules": ("cosine", "labels_required", "linear_to_zero"),
     "statistics": ("WinRate", "bootstrap_interval", "clopper_pearson", "sign_test", "wilson_interval", "win_rate"),
     "value_losses": ("clipped_value_loss",),

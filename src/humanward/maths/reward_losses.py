@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
@@ -22,6 +22,44 @@ def best_of_k_loss(scores: Float[Tensor, "B K"], best: Int[Tensor, " B"]) -> Flo
         Loss per question, nats; log K where all scores are equal. Not reduced.
     """
     return torch.logsumexp(scores, dim=-1) - scores.gather(-1, best[:, None]).squeeze(-1)
+
+
+def choice_loss(scores: Float[Tensor, "B K"], probabilities: Float[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    """The labeler said how likely each response is the best one: cross-entropy of that distribution.
+
+        loss = -sum over k of probability[k] * log( exp(score[k]) / sum over j of exp(score[j]) )
+
+    One-hot probabilities give ``best_of_k_loss``; [1/2, 1/2] is a tie (Christiano et al. 2017, arXiv:1706.03741, section 2.2.3).
+
+    Args:
+        scores: r(x, y_k) of the K responses of each question.
+        probabilities: they sum to 1.
+
+    Returns:
+        Loss per question, nats; log K where all scores are equal. Not reduced.
+    """
+    return torch.logsumexp(scores, dim=-1) - (probabilities * scores).sum(-1)
+
+
+def all_pairs_loss(scores: Float[Tensor, "B K"], ranks: Real[Tensor, "B K"]) -> Float[Tensor, " B"]:
+    """The labeler ordered K responses: the mean of ``pair_loss`` over all pairs.
+
+        loss = 1 / C(K, 2) * sum over pairs with rank[i] < rank[j] of -log sigmoid(score[i] - score[j])
+
+    Ouyang et al. 2022 (arXiv:2203.02155), eq. 1: a ranking is one element of the batch, its pairs are not spread over several. Equal
+    ranks count as half a pair each way.
+
+    Args:
+        scores: r(x, y_k) of the K >= 2 responses of each question.
+        ranks: 0 is best; equal ranks are ties.
+
+    Returns:
+        Loss per question, nats; log 2 where all scores are equal. Not reduced.
+    """
+    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], offset=1, device=scores.device)
+    lead = scores[:, first] - scores[:, second]
+    preferred = 0.5 + 0.5 * (ranks[:, second] - ranks[:, first]).sign()
+    return torch.nn.functional.binary_cross_entropy_with_logits(lead, preferred.to(lead.dtype), reduction="none").mean(-1)
 
 
 def pair_loss(chosen_scores: Float[Tensor, " B"], rejected_scores: Float[Tensor, " B"], *, margin: float = 0.0) -> Float[Tensor, " B"]:

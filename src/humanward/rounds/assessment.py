@@ -111,7 +111,7 @@ def true_scores(context: Context, prompts: Sequence[Prompt], answers: dict[str, 
 @torch.no_grad()
 def model_scores(model: RewardModel, rows: Sequence[Comparison]) -> list[float]:
     """A reward model's score of each row's first response."""
-    from humanward.trainers.reward import collate
+    from humanward.trainers.questions import collate
 
     scores: list[float] = []
     for start in range(0, len(rows), ROWS):

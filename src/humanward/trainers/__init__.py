@@ -1,7 +1,8 @@
-"""Supervised fine-tuning, reward models, PPO, and the one loop that runs them: step, log, checkpoint, resume."""
+"""Supervised fine-tuning, reward models, PPO, DPO, and the one loop that runs them: step, log, checkpoint, resume."""
 
 from __future__ import annotations
 
+from .dpo import DPOConfig, DPOTrainer
 from .ppo import PPOConfig, PPOTrainer
 from .responses import respond
 from .reward import RewardConfig, RewardTrainer, choices
@@ -10,6 +11,8 @@ from .scoring import Episodes, Score, Scores, TextReward, score_episodes
 from .sft import SFTConfig, SFTTrainer
 
 __all__ = [
+    "DPOConfig",
+    "DPOTrainer",
     "Episodes",
     "PPOConfig",
     "PPOTrainer",

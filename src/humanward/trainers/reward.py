@@ -1,26 +1,25 @@
-"""Fit a reward model to labels: which of K responses is best (Ziegler et al. 2019, section 2.2)."""
+"""Fit a reward model to labels: which of K responses is best (Ziegler et al. 2019, section 2.2), or their order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from humanward.config import Config
-from humanward.data.batches import epoch_order, left_pad, length_sorted_batches, right_pad, token_batches
+from humanward.data.batches import epoch_order, length_sorted_batches, token_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.normalization import gain_and_bias
-from humanward.maths.reward_losses import best_of_k_loss
 from humanward.models import RewardModel
 from humanward.models.policy import disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
+from humanward.trainers.questions import check_questions, collate, preference_loss, tokens_of
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import Updater, my_rows, sum_over_processes, with_prefix, without_prefix
 
@@ -67,35 +66,12 @@ class RewardConfig(Config):
     """Questions scored together when accuracy is measured; memory only."""
 
 
-@dataclass(frozen=True)
-class Questions:
-    """A batch of comparisons as tensors."""
-
-    prompts: Int[Tensor, "B P"]
-    prompt_mask: Bool[Tensor, "B P"]
-    responses: Int[Tensor, "B K R"]
-    response_mask: Bool[Tensor, "B K R"]
-    best: Int[Tensor, " B"]
-
-
-def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device) -> Questions:
-    """Pad comparisons to one block. All must have the same number of responses."""
-    K = len(comparisons[0].responses)
-    prompts, prompt_mask = left_pad([c.prompt.tokens for c in comparisons], pad_id)
-    responses, response_mask = right_pad([r.tokens for c in comparisons for r in c.responses], pad_id)
-    best = torch.tensor([int(c.target) for c in comparisons])  # pyright: ignore[reportArgumentType]
-    shape = (len(comparisons), K, -1)
-    return Questions(
-        prompts.to(device), prompt_mask.to(device), responses.view(shape).to(device), response_mask.view(shape).to(device), best.to(device)
-    )
-
-
 class RewardTrainer:
-    """One epoch of best-of-K softmax over labels, normalised before and after on responses of the reference.
+    """One epoch over labels, each question one element of the batch; normalised before and after on responses of the reference.
 
     Args:
         reward_model: trunk initialised from the reference, head random.
-        comparisons: best-of-K labels with token ids.
+        comparisons: labels of one kind and one K, with token ids.
         config: settings.
         reference_episodes: at least ``normalize_samples`` responses that the reference gave to the task's prompts; needed to normalise.
         seed: of the order of the labels.
@@ -107,9 +83,7 @@ class RewardTrainer:
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
-        for comparison in comparisons:
-            if comparison.kind != "best_of_k" or len(comparison.responses) != len(comparisons[0].responses):
-                raise UserError(f"question {comparison.question_id}: the reward model needs best-of-K labels of one K")
+        check_questions(comparisons)
         if reference_episodes is None and (config.normalize_before or config.normalize_after):
             raise UserError("reward.normalize_before/after: normalising needs responses of the reference; give them or set both to false")
         self.accelerator = accelerator or Accelerator()
@@ -153,12 +127,12 @@ class RewardTrainer:
             real = torch.tensor([is_real for _, is_real in rows], device=self.accelerator.device)
             scores = module(questions.prompts, questions.prompt_mask, questions.responses, questions.response_mask)
             correct.append(((scores.argmax(1) == questions.best) & real).sum())
-            return (best_of_k_loss(scores, questions.best) * real).sum() / len(batch)
+            return (preference_loss(scores, questions) * real).sum() / len(batch)
 
         micro = token_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens)
         metrics = self.updater.update(
             [[own[i] for i in rows] for rows in micro], loss, what="reward model",
-            batch=lambda: vars(collate([comparison for comparison, _ in own], self.reward_model.pad_id, self.accelerator.device)),
+            batch=lambda: collate([comparison for comparison, _ in own], self.reward_model.pad_id, self.accelerator.device).tensors(),
         )  # fmt: skip
         right = sum_over_processes(self.accelerator, torch.stack(correct).sum())
         return {**metrics, "accuracy": float(right) / len(batch)}
@@ -205,11 +179,6 @@ class RewardTrainer:
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.updater.load_weights(without_prefix("reward_model", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
-
-
-def tokens_of(comparison: Comparison) -> int:
-    """Of the prompt and all responses."""
-    return len(comparison.prompt.tokens) + sum(len(response.tokens) for response in comparison.responses)
 
 
 @torch.no_grad()

@@ -1,0 +1,87 @@
+"""Labelled questions as tensors, and the loss that belongs to each kind of label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from humanward.data.batches import left_pad, right_pad
+from humanward.errors import UserError
+from humanward.maths.reward_losses import all_pairs_loss, choice_loss
+from humanward.records import Comparison
+
+KINDS = ("best_of_k", "pair", "soft", "ranking")
+"""What can be learnt from: a choice, or an order."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A batch of comparisons as tensors."""
+
+    prompts: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    responses: Int[Tensor, "B K R"]
+    response_mask: Bool[Tensor, "B K R"]
+    ranked: bool
+    target: Float[Tensor, "B K"]
+    """The rank of each response, 0 best, where the questions are ``ranked``; else the probability that each is the best one."""
+
+    @property
+    def best(self) -> Int[Tensor, " B"]:
+        """The response that was preferred; the first of several."""
+        return self.target.argmin(1) if self.ranked else self.target.argmax(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept of a batch for inspection."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def check_questions(comparisons: Sequence[Comparison]) -> None:
+    """Can one batch be made of them?
+
+    Raises:
+        UserError: a kind that no choice follows from, or another kind or K than the first one's.
+    """
+    for c in comparisons:
+        first = comparisons[0]
+        if c.kind not in KINDS:
+            raise UserError(f"question {c.question_id}: nothing is learnt from labels of kind {c.kind} yet; it must be {', '.join(KINDS)}")
+        if len(c.responses) != len(first.responses) or (c.kind == "ranking") != (first.kind == "ranking"):
+            raise UserError(
+                f"question {c.question_id}: {c.kind} of {len(c.responses)} responses among {first.kind} of {len(first.responses)}; "
+                "train on labels of one kind and one K"
+            )
+
+
+def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device) -> Questions:
+    """Pad comparisons to one block. ``check_questions`` has passed them."""
+    K = len(comparisons[0].responses)
+    prompts, prompt_mask = left_pad([c.prompt.tokens for c in comparisons], pad_id)
+    responses, response_mask = right_pad([r.tokens for c in comparisons for r in c.responses], pad_id)
+    target = torch.tensor([_target(c, K) for c in comparisons], dtype=torch.float32)
+    shape = (len(comparisons), K, -1)
+    return Questions(
+        prompts.to(device), prompt_mask.to(device), responses.view(shape).to(device), response_mask.view(shape).to(device),
+        comparisons[0].kind == "ranking", target.to(device),
+    )  # fmt: skip
+
+
+def preference_loss(scores: Float[Tensor, "B K"], questions: Questions) -> Float[Tensor, " B"]:
+    """Of scores, or of whatever stands for them, nats per question: cross-entropy of the choice, or all pairs of an order."""
+    return (all_pairs_loss if questions.ranked else choice_loss)(scores, questions.target)
+
+
+def tokens_of(comparison: Comparison) -> int:
+    """Of the prompt and all responses."""
+    return len(comparison.prompt.tokens) + sum(len(response.tokens) for response in comparison.responses)
+
+
+def _target(comparison: Comparison, K: int) -> list[float]:
+    target = comparison.target
+    if isinstance(target, (list, tuple)):
+        return [float(x) for x in target]
+    return [float(k == target) for k in range(K)]
