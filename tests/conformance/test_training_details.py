@@ -390,7 +390,7 @@ def test_adams_epsilon_is_1e_5_and_can_stand_outside_the_bias_correction() -> No
         trainer = ppo_trainer(adam_eps_hat=hat, lr_schedule="constant", lr=1.0)
         head = trainer.policy.value_head
         assert head is not None
-        trainer.updater.update([None], lambda module, _: 1e-9 * module.value_head.bias.sum(), what="test")
+        trainer.updater.update([None], lambda module, _: 1e-9 * module.policy.value_head.bias.sum(), what="test")
         moved.append(float(head.bias.detach().abs()))
     assert moved[0] == pytest.approx(1e-4, rel=1e-3)
     assert moved[1] == pytest.approx(1e-4 * math.sqrt(0.001), rel=1e-3)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from humanward.data import Demonstration, left_pad, right_pad
-from humanward.models import Policy, RewardModel
+from humanward.models import Policy, RewardModel, ValueNetwork
 from humanward.records import Comparison, Prompt, Response
 from humanward.trainers import DPOConfig, DPOTrainer, Episodes, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from humanward.trainers.selftest import tiny_policy, tiny_task
@@ -77,6 +77,17 @@ def ppo(
     return PPOTrainer(policy, policy_of(dtype, seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, check=check)
 
 
+def ppo_with_value_network(
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, dtype: torch.dtype = torch.float32, **settings: Any
+) -> PPOTrainer:
+    policy, beside = policy_of(dtype, seed=policy_seed), policy_of(dtype, seed=policy_seed + 3)
+    network = ValueNetwork.from_reward_model(RewardModel(beside.model, beside.tokenizer, generator=torch.Generator().manual_seed(0)))
+    config = PPOConfig(**{"lr": 1e-3, "episodes": 64, "batch_size": 16, "minibatches": 2, "kl_target": None, **settings})
+    task = tiny_task(policy, response_length=3)
+    reference = policy_of(dtype, seed=1)
+    return PPOTrainer(policy, reference, score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, value_network=network)
+
+
 def dpo(
     *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> DPOTrainer:
@@ -85,7 +96,7 @@ def dpo(
     return DPOTrainer(policy, reference, comparisons(count), config, seed=5, accelerator=accelerator)
 
 
-MAKERS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo}
+MAKERS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "value network": ppo_with_value_network}
 
 
 def trained(trainer: Any) -> dict[str, torch.Tensor]:

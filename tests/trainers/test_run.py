@@ -14,7 +14,7 @@ from humanward.errors import RunError
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
 from humanward.trainers import Surroundings, train
 
-TRAINERS = ["sft", "reward", "ppo", "dpo"]
+TRAINERS = ["sft", "reward", "ppo", "dpo", "value network"]
 
 
 def surroundings(folder: Path, **settings: Any) -> Surroundings:

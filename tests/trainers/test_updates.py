@@ -17,7 +17,7 @@ from humanward.trainers import dpo, ppo, questions, reward, sft
 from humanward.trainers.guards import TrainingError
 from humanward.trainers.updates import Updater, load_weights, weights
 
-TRAINERS = ["sft", "reward", "ppo", "dpo"]
+TRAINERS = ["sft", "reward", "ppo", "dpo", "value network"]
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

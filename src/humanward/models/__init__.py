@@ -9,6 +9,7 @@ from .policy import Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
 from .reward_model import RewardModel
 from .sampling import Samples, SamplingSettings, sample_responses
+from .value_network import ValueNetwork
 
 __all__ = [
     "TYPES",
@@ -19,6 +20,7 @@ __all__ = [
     "RewardModel",
     "Samples",
     "SamplingSettings",
+    "ValueNetwork",
     "context_length",
     "fingerprint",
     "has_bfloat16",

@@ -80,6 +80,23 @@ def response_states(
     return ResponseStates(states, last, response_rows)
 
 
+def predicting_states(
+    trunk: nn.Module,
+    prompts: Int[Tensor, "B P"],
+    prompt_mask: Bool[Tensor, "B P"],
+    responses: Int[Tensor, "B *K R"],
+    response_mask: Bool[Tensor, "B *K R"],
+    *,
+    packed: bool = True,
+) -> Float[Tensor, "N D"]:
+    """The states from which the real tokens of one response to each prompt, [B, R], or of K, [B, K, R], are predicted, in their order."""
+    ids, mask = (x if x.dim() == 3 else x[:, None] for x in (responses, response_mask))
+    # The last token of a response predicts nothing: it need not be run.
+    predicts = (mask.flip(2).cumsum(2).flip(2) > 1) & mask
+    states = response_states(trunk, prompts, prompt_mask, ids[..., :-1], predicts[..., :-1], packed=packed)
+    return states.take(states.before_each_token()[mask])
+
+
 def _stream(trunk: nn.Module, ids: Int[Tensor, " N"], packing: Packing) -> Float[Tensor, "N D"]:
     if len(ids) == 0:
         raise ValueError("a batch without a single token")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
 from humanward.maths.logprobs import linear_logprobs
-from humanward.models.forward import packs_exactly, response_states
+from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
 
@@ -141,11 +141,7 @@ class Policy(nn.Module):
 
         A prompt is computed once for all its responses, and the LM head runs at response positions only.
         """
-        ids, mask = (x if x.dim() == 3 else x[:, None] for x in (responses, response_mask))
-        # The last token of a response predicts nothing: it need not be run.
-        predicts = (mask.flip(2).cumsum(2).flip(2) > 1) & mask
-        states = response_states(self.trunk, prompts, prompt_mask, ids[..., :-1], predicts[..., :-1], packed=self.packs())
-        hidden = states.take(states.before_each_token()[mask])
+        hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self.packs())
         logprobs, entropy = self.logprobs_of(
             hidden, responses[response_mask], temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )

@@ -12,7 +12,7 @@ from humanward.data.batches import epoch_order, index_order
 from humanward.data.demonstrations import Demonstration
 from humanward.feedback import Snapshot, answer_questions
 from humanward.maths.schedules import labels_required
-from humanward.models import Policy, RewardModel, load_causal_lm
+from humanward.models import Policy, RewardModel, ValueNetwork, load_causal_lm
 from humanward.models.loading import resolve
 from humanward.records import Comparison, Label, Prompt, Question, Response, read_jsonl, write_jsonl
 from humanward.records.nouns import Split, question_id
@@ -204,11 +204,13 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
 def tune(context: Context, round: int, output: Path) -> None:
     """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
     config = context.config
-    policy = context.policy(context.reference_folder, value_head=True)
+    of_its_own = config.ppo.value_network == "reward_model"
+    policy = context.policy(context.reference_folder, value_head=not of_its_own)
     trainer = PPOTrainer(
         policy, context.policy(context.reference_folder).requires_grad_(False).eval(),
         context.reward_model(round), [p.tokens for p in context.prompts("training")], config.ppo,
         task=context.task, seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
+        value_network=ValueNetwork.from_reward_model(context.reward_model(1)) if of_its_own else None,
     )  # fmt: skip
     around = context.surroundings("ppo")
     make_up_for_lost_rounds(context, trainer, around, round)

@@ -23,8 +23,8 @@ from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
-from humanward.models import Policy, RewardModel, sample_responses
-from humanward.models.policy import disable_dropout
+from humanward.models import Policy, RewardModel, ValueNetwork, sample_responses
+from humanward.models.policy import ResponseOutputs, disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
 from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
@@ -72,6 +72,9 @@ class PPOConfig(Config):
     """How far a value may move from its old self before its gradient stops."""
     value_coef: NonNegativeFloat = 0.1
     """Weight of the value loss."""
+    value_network: Literal["policy", "reward_model"] = "policy"
+    """Who gives the values. ``policy``: a head on the policy's trunk (2019). ``reward_model``: a network of its own that begins as the
+    first reward model (Stiennon et al. 2020), for twice the time of an update."""
     whiten_rewards: bool = True
     """Rewards to unit variance, their mean kept."""
     whiten_advantages: bool = True
@@ -124,11 +127,25 @@ class Minibatch:
         return vars(self.rollout) | {"advantages": self.advantages, "returns": self.returns}
 
 
+class ActorCritic(nn.Module):
+    """What PPO tunes as one module: a policy whose values are its own head's, or those of a network beside it."""
+
+    def __init__(self, policy: Policy, value_network: ValueNetwork | None) -> None:
+        super().__init__()
+        self.policy, self.value_network = policy, value_network
+
+    def forward(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor, **settings: Any) -> ResponseOutputs:
+        outputs = self.policy(prompts, prompt_mask, responses, response_mask, **settings)
+        if self.value_network is None:
+            return outputs
+        return replace(outputs, values=self.value_network(prompts, prompt_mask, responses, response_mask))
+
+
 class PPOTrainer:
     """PPO with a per-token KL penalty toward the reference and its score at the last token.
 
     Args:
-        policy: what is tuned, with a value head.
+        policy: what is tuned, with a value head unless there is a value network.
         reference: where it must stay near; frozen.
         reward: a reward model, or any callable of (prompts, responses) -> scores on texts.
         prompts: texts, used whole; or token ids, as ``Task.prompts`` gives them.
@@ -136,17 +153,18 @@ class PPOTrainer:
         task: how responses are sampled and truncated; None: ``Task.plain``.
         true_score: a second score, only logged: the labeler's own where it is known.
         check: called while sampling; may raise to stop.
+        value_network: is tuned too and gives the values; None: the policy's value head does.
     """
 
     def __init__(
         self, policy: Policy, reference: Policy, reward: Score | RewardModel, prompts: Sequence[str | Sequence[int]],
         config: PPOConfig, *, task: Task | None = None, seed: int = 0, accelerator: Accelerator | None = None,
-        true_score: Score | None = None, check: Callable[[], None] | None = None,
+        true_score: Score | None = None, check: Callable[[], None] | None = None, value_network: ValueNetwork | None = None,
     ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("no prompts to tune on; the task's rule may have skipped them all")
-        if policy.value_head is None:
-            raise UserError("PPO needs a value head: Policy.load(…, value_head=True)")
+        if (policy.value_head is None) == (value_network is None):
+            raise UserError("PPO needs a value head, Policy.load(…, value_head=True), or a value network; one of them")
         self.accelerator = accelerator or Accelerator()
         my_rows(self.accelerator, config.batch_size // config.minibatches)  # every process must have its share of every update
         self.policy, self.reference = policy.to(self.accelerator.device), reference.to(self.accelerator.device)
@@ -160,9 +178,10 @@ class PPOTrainer:
         self.suppressed = policy.suppressed_tokens(keep_eos=keep_eos) if self.sampling.suppress_special_tokens else None
         self.total_steps = config.episodes // config.batch_size
         self.kl_coef = config.kl_coef
-        disable_dropout(policy, config.dropout)
+        self.actor_critic = ActorCritic(self.policy, None if value_network is None else value_network.to(self.accelerator.device))
+        disable_dropout(self.actor_critic, config.dropout)
         self.updater = Updater(
-            policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.ppo_epochs * config.minibatches,
+            self.actor_critic, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.ppo_epochs * config.minibatches,
             lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
         )  # fmt: skip
 
@@ -210,10 +229,10 @@ class PPOTrainer:
         mine = my_rows(self.accelerator, B)
         seeds = [derive_seed(self.seed, "ppo episode", index, row) for row in range(B)]
         samples = sample_responses(self.policy, prompts[mine], prompt_mask[mine], self.sampling, seeds=seeds[mine], check=self.check)
-        assert samples.values is not None
         responses, mask = samples.responses[:, 0], samples.response_mask[:, 0]
         reference = self.logprobs(self.reference, prompts[mine], prompt_mask[mine], responses, mask)
-        parts = (responses, mask, samples.logprobs[:, 0], samples.values[:, 0], reference)
+        values = self.values(prompts[mine], prompt_mask[mine], responses, mask) if samples.values is None else samples.values[:, 0]
+        parts = (responses, mask, samples.logprobs[:, 0], values, reference)
         return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))
 
     def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
@@ -225,6 +244,15 @@ class PPOTrainer:
             )  # fmt: skip
             logprobs[rows] = outputs.logprobs
         return logprobs
+
+    def values(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
+        """Of the value network; a value head's come from the sampler."""
+        network = self.actor_critic.value_network
+        assert network is not None
+        values = torch.zeros(responses.shape, device=responses.device)
+        for rows in self.micro_batches(prompt_mask, mask):
+            values[rows] = network(prompts[rows], prompt_mask[rows], responses[rows], mask[rows])
+        return values
 
     def micro_batches(self, prompt_mask: Tensor, response_mask: Tensor) -> list[Tensor]:
         """Rows that share a forward."""
@@ -308,13 +336,13 @@ class PPOTrainer:
         return None if self.config.kl_target is None else 4 * self.config.kl_target
 
     def tensors(self) -> dict[str, Tensor]:
-        return with_prefix("policy", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
+        return self.updater.weights() | with_prefix("optimizer", self.updater.state_dict())
 
     def state(self) -> dict[str, Any]:
         return {**self.updater.state(), "kl_coef": self.kl_coef}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.updater.load_weights(without_prefix("policy", tensors))
+        self.updater.load_weights(tensors)
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
         self.kl_coef = float(state["kl_coef"])
 
