@@ -47,7 +47,7 @@ def examine(folder: Path) -> dict[str, Any]:
     import transformers
 
     from humanward.feedback.database import SAFE_WAL, sqlite_module
-    from humanward.models import keep_freed_memory
+    from humanward.models import keep_freed_memory, missing_for_compile
     from humanward.models.precision import TYPES, copy_rate, has_bfloat16, matmul_rate
 
     keeps = keep_freed_memory()
@@ -65,6 +65,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "matmul_flop_per_second": {name: round(matmul_rate(TYPES[name], device)) for name in types},
         "copy_bytes_per_second": round(copy_rate(device)),
         "freed_memory_is_kept": keeps,
+        "missing_for_compile": missing_for_compile(device),
         "sqlite": sqlite.sqlite_version,
         "sqlite_wal_is_safe": sqlite.sqlite_version_info >= SAFE_WAL,
         "free_disk_bytes": shutil.disk_usage(there).free,
@@ -98,7 +99,12 @@ def advise(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"dtype={dtype}: {reason}",
         f"PPO with a reward model fits for models of up to about {largest / 1e6:.0f} million weights",
+        "gradient_checkpointing=true where a training runs out of memory: one layer's activations instead of all, a quarter more time",
     ]
+    if facts["missing_for_compile"] is None:
+        lines.append("compile=true where a stage trains for many minutes: about a tenth less time, after half a minute of compiling")
+    else:
+        lines.append(f"compile=false: {facts['missing_for_compile']}")
     if facts["device"] == "cpu" and facts["threads"] < facts["cores"]:
         lines.append(f"threads={facts['cores']}: torch uses {facts['threads']} of {facts['cores']} cores")
     if facts["device"] == "cpu" and not facts["freed_memory_is_kept"]:

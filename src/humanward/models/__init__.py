@@ -5,6 +5,7 @@ from __future__ import annotations
 from .allocator import keep_freed_memory
 from .forward import ResponseStates, packs_exactly, response_states
 from .loading import context_length, load_causal_lm, load_tokenizer, resolve
+from .options import check_compiler, missing_for_compile, with_options
 from .policy import Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
 from .reward_model import RewardModel
@@ -21,15 +22,18 @@ __all__ = [
     "Samples",
     "SamplingSettings",
     "ValueNetwork",
+    "check_compiler",
     "context_length",
     "fingerprint",
     "has_bfloat16",
     "keep_freed_memory",
     "load_causal_lm",
     "load_tokenizer",
+    "missing_for_compile",
     "packs_exactly",
     "resolve",
     "response_states",
     "sample_responses",
     "settled_dtype",
+    "with_options",
 ]

@@ -69,6 +69,11 @@ class RewardModel(nn.Module):
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
+    def packs(self) -> bool:
+        if self._packs is None:
+            self._packs = packs_exactly(self.trunk)
+        return self._packs
+
     def forward(
         self,
         prompts: Int[Tensor, "B P"],
@@ -77,9 +82,7 @@ class RewardModel(nn.Module):
         response_mask: Bool[Tensor, "B K R"],
     ) -> Float[Tensor, "B K"]:
         """Scores of K responses to each prompt; the prompt is computed once."""
-        if self._packs is None:
-            self._packs = packs_exactly(self.trunk)
-        states = response_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self._packs)
+        states = response_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self.packs())
         last = last_index(response_mask.flatten(0, 1)).view(*response_mask.shape[:2], 1)
         read = states.take(states.responses.gather(2, last).squeeze(2))
         return self.gain * self.score_head(read.to(self.score_head.weight.dtype)).squeeze(-1) + self.bias

@@ -88,17 +88,19 @@ def sample_responses(
     training = policy.training
     policy.eval()
     try:
-        for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
-            width = int(prompt_mask[chunk].sum(1).max())
-            rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()
-            one_by_one = decode(policy, prompts[chunk][:, -width:], prompt_mask[chunk][:, -width:], K, settings, uniform[rows])
-            for t, (live, tokens, token_logprobs, token_values) in enumerate(one_by_one):
-                at = rows[live]
-                responses[at, t], mask[at, t], logprobs[at, t] = tokens, True, token_logprobs
-                if token_values is not None:
-                    values[at, t] = token_values
-                if check is not None:
-                    check()
+        # A cache that grows by a token at a time would be compiled anew for each.
+        with torch.compiler.set_stance("force_eager"):
+            for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
+                width = int(prompt_mask[chunk].sum(1).max())
+                rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()
+                one_by_one = decode(policy, prompts[chunk][:, -width:], prompt_mask[chunk][:, -width:], K, settings, uniform[rows])
+                for t, (live, tokens, token_logprobs, token_values) in enumerate(one_by_one):
+                    at = rows[live]
+                    responses[at, t], mask[at, t], logprobs[at, t] = tokens, True, token_logprobs
+                    if token_values is not None:
+                        values[at, t] = token_values
+                    if check is not None:
+                        check()
     finally:
         policy.train(training)
     shape = (B, K, R)

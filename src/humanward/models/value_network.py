@@ -44,6 +44,15 @@ class ValueNetwork(nn.Module):
             head.bias.mul_(reward_model.gain).add_(reward_model.bias)
         return cls(copy.deepcopy(reward_model.model), head).requires_grad_(True)
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def packs(self) -> bool:
+        if self._packs is None:
+            self._packs = packs_exactly(self.trunk)
+        return self._packs
+
     def forward(
         self,
         prompts: Int[Tensor, "B P"],
@@ -52,8 +61,6 @@ class ValueNetwork(nn.Module):
         response_mask: Bool[Tensor, "B *K R"],
     ) -> Float[Tensor, "B *K R"]:
         """Value of the state before each token, score units; 0 on pads."""
-        if self._packs is None:
-            self._packs = packs_exactly(self.trunk)
-        hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self._packs)
+        hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self.packs())
         values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
         return values.new_zeros(responses.shape).masked_scatter(response_mask, values)

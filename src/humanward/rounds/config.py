@@ -73,6 +73,12 @@ class LoopConfig(Config):
     dtype: DType = "float32"
     """Number type in which all models compute; 16-bit weights are trained through float32 copies. ``auto``: bfloat16 where that multiplies
     faster on this machine, else float32; a run keeps what it began with."""
+    gradient_checkpointing: bool = False
+    """Whatever is trained keeps only the input of each layer and computes the layer again in the backward pass: the memory of one layer's
+    activations instead of all, for about a quarter more time. Never changes a result."""
+    compile: bool = False
+    """Compile the layers of models that are trained, or asked at every update, with ``torch.compile``: somewhat faster, after up to half a
+    minute per stage. Sampling and the attention stay as they are. Numbers are equal up to rounding. Needs a C++ compiler."""
     prompts: str = "asset:prompts"
     """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote."""
     passages: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
-from humanward.models import TYPES, Policy, RewardModel, context_length, fingerprint, sample_responses
+from humanward.models import TYPES, Policy, RewardModel, context_length, fingerprint, sample_responses, with_options
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
 from humanward.records import Prompt, Response, read_jsonl
@@ -28,6 +28,9 @@ from humanward.trainers.responses import sampling_settings
 
 PROMPTS_AT_MOST = 100_000
 """Prompts that a run takes from its source; more would only be read to be thrown away."""
+
+
+M = TypeVar("M", bound=Policy | RewardModel)
 
 
 class Context:
@@ -61,6 +64,13 @@ class Context:
 
     def reward_model(self, round: int) -> RewardModel:
         return RewardModel.load(self.path / f"rounds/{round}/reward", dtype=self.dtype).to(self.accelerator.device)
+
+    def optimized(self, model: M, *, trained: bool = True) -> M:
+        """A model for a training, compiled where the settings say so; ``trained``: its activations, too, are saved as they say."""
+        return with_options(
+            model.to(self.accelerator.device), gradient_checkpointing=trained and self.config.gradient_checkpointing,
+            compiled=self.config.compile,
+        )  # fmt: skip
 
     def policy_before(self, round: int) -> str | Path:
         """The policy that round ``round`` starts from."""

@@ -12,7 +12,7 @@ from humanward.data.batches import epoch_order, index_order
 from humanward.data.demonstrations import Demonstration
 from humanward.feedback import Snapshot, answer_questions
 from humanward.maths.schedules import labels_required
-from humanward.models import Policy, RewardModel, ValueNetwork, load_causal_lm
+from humanward.models import Policy, RewardModel, ValueNetwork, check_compiler, load_causal_lm
 from humanward.models.loading import resolve
 from humanward.records import Comparison, Label, Prompt, Question, Response, read_jsonl, write_jsonl
 from humanward.records.nouns import Split, question_id
@@ -29,6 +29,8 @@ def check_inputs(context: Context) -> None:
     """Read all that a run is given, before anything is written. Raises UserError with the first fault."""
     config = context.config
     check_settings(config)
+    if config.compile:
+        check_compiler(context.accelerator.device)
     _ = context.score
     _ = context.source_prompts
     if config.sft is not None:
@@ -51,7 +53,7 @@ def supervise(context: Context, round: int, output: Path) -> None:
     """Fine-tune the given model on texts; what comes out is the reference of everything that follows."""
     settings = context.config.sft
     assert settings is not None
-    policy = context.policy(context.config.model)
+    policy = context.optimized(context.policy(context.config.model))
     rows = list(supervised_rows(context))
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed("sft"), accelerator=context.accelerator)
     train(trainer, context.surroundings("sft"), stage="sft")
@@ -178,7 +180,8 @@ def new_reward_model(context: Context, round: int) -> RewardModel:
     """The reference's trunk with a random head: each round begins anew (2019)."""
     model = load_causal_lm(resolve(context.reference_folder), dtype=context.dtype)
     head = generator(context.config.seed, "reward head", round)
-    return RewardModel(model, context.task.tokenizer, head_scale=context.config.reward.head_scale, generator=head)
+    reward_model = RewardModel(model, context.task.tokenizer, head_scale=context.config.reward.head_scale, generator=head)
+    return context.optimized(reward_model)
 
 
 def fit_reward(context: Context, round: int, output: Path) -> None:
@@ -205,12 +208,13 @@ def tune(context: Context, round: int, output: Path) -> None:
     """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
     config = context.config
     of_its_own = config.ppo.value_network == "reward_model"
-    policy = context.policy(context.reference_folder, value_head=not of_its_own)
+    policy = context.optimized(context.policy(context.reference_folder, value_head=not of_its_own))
+    reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
     trainer = PPOTrainer(
-        policy, context.policy(context.reference_folder).requires_grad_(False).eval(),
-        context.reward_model(round), [p.tokens for p in context.prompts("training")], config.ppo,
-        task=context.task, seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
-        value_network=ValueNetwork.from_reward_model(context.reward_model(1)) if of_its_own else None,
+        policy, reference, context.optimized(context.reward_model(round), trained=False),
+        [p.tokens for p in context.prompts("training")], config.ppo, task=context.task, seed=context.seed("ppo"),
+        accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
+        value_network=context.optimized(ValueNetwork.from_reward_model(context.reward_model(1))) if of_its_own else None,
     )  # fmt: skip
     around = context.surroundings("ppo")
     make_up_for_lost_rounds(context, trainer, around, round)
@@ -228,7 +232,7 @@ def make_up_for_lost_rounds(context: Context, trainer: PPOTrainer, around: Surro
     quietly = replace(around, log=None, alarms=None, tell=lambda _: None)
     for earlier in range(1, round):
         if reached < first_step(context, earlier + 1):
-            trainer.reward = context.reward_model(earlier)
+            trainer.reward = context.optimized(context.reward_model(earlier), trained=False)
             train(trainer, quietly, stage="ppo", round=earlier, until=first_step(context, earlier + 1))
     trainer.reward = this_rounds
 
@@ -240,7 +244,7 @@ def baseline(context: Context, round: int, output: Path) -> None:
     training, validation = comparisons(context, context.config.labels.rounds)
     chosen = [(c.prompt, c.responses[int(c.target)]) for c in training + validation]  # pyright: ignore[reportArgumentType]
     rows = [Demonstration(prompt.tokens, response.tokens, prompt.id) for prompt, response in chosen if response.tokens]
-    policy = context.policy(context.reference_folder)
+    policy = context.optimized(context.policy(context.reference_folder))
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed("baseline_sft"), accelerator=context.accelerator)
     train(trainer, context.surroundings("baseline_sft"), stage="baseline_sft")
     save(context, policy, output)
