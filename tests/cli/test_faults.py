@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from humanward.storage import Checkpoints, RunFolder, verify_folder
 
@@ -113,6 +114,54 @@ SETTINGS = {
 @pytest.mark.parametrize(("setting", "words"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_bad_settings(setting: str, words: str, parts: Parts, tmp_path: Path) -> None:
     assert words in refused(tmp_path / "run", "loop", tmp_path / "run", *parts.options(), setting)
+
+
+
+
+def test_what_the_machine_cannot_do(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("humanward.models.precision.has_bfloat16", lambda device: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("humanward.rounds.loop.Accelerator", lambda: Accelerator(cpu=True))
+    run_ = tmp_path / "run"
+    line = refused(run_, "loop", run_, *parts.options(), "dtype=bfloat16")
+    assert line == "dtype: bfloat16: this cpu has no instructions for it and would be slower; set dtype to float32 or auto"
+    line = refused(run_, "loop", run_, *parts.options(), "compile=true")
+    assert line == "compile: no C++ compiler here (no-such-compiler); install it, or set compile=false"
+
+
+def test_a_run_of_a_newer_version(parts: Parts, finished: Path, tmp_path: Path) -> None:
+    """A manifest that this version cannot read is not taken for damage, which would be mended by doing the work again."""
+    shutil.copytree(finished, tmp_path / "run")
+    manifest = tmp_path / "run/rounds/1/reward/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    for command in ("status", "loop"):
+        done = run(command, tmp_path / "run")
+        assert (done.code, done.out) == (3, "")
+        (line,) = errors(done)
+        assert line.startswith(f"error: {manifest}: has format 2 and this version reads 1: a newer version of Humanward wrote it; ")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_model_that_was_exchanged_under_its_run(parts: Parts, tmp_path: Path) -> None:
+    """Round 2 cannot go on with a checkpoint of another shape."""
+    from humanward.trainers.selftest import tiny_policy
+
+    model = tmp_path / "model"
+    shutil.copytree(parts.model, model)
+    assert run("init", tmp_path / "run", *parts.options(model=model)).code == 0
+    for command in ("sample", "label", "reward", "ppo", "sample", "label", "reward"):
+        assert run(command, tmp_path / "run").code == 0
+    shutil.rmtree(model)
+    model.mkdir()
+    tiny_policy(width=32).save(model)
+    done = run("ppo", tmp_path / "run")
+    assert done.code == 3
+    (line,) = errors(done)
+    assert line.startswith(
+        f"error: {tmp_path / 'run/checkpoints/ppo/step-4'}: the checkpoint has model.lm_head.weight of shape (8, 16) and "
+    )
+    assert "it belongs to another model; put the run's own model back, or start a new run folder" in line
 
 
 def test_several_bad_settings_are_a_line_each(parts: Parts, tmp_path: Path) -> None:

@@ -190,6 +190,31 @@ def test_a_folder_that_is_no_reward_model(folder: Path) -> None:
     one_line(error, "not a reward model", "humanward reward")
 
 
+def test_a_reward_model_of_another_version(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    RewardModel(policy.model, policy.tokenizer).save(tmp_path)
+    facts = tmp_path / "reward_model.json"
+    for content, words in (('{"format": 2}', "format 2, and this version of Humanward reads 1"), ("[", "damaged: not a JSON object")):
+        facts.write_text(content)
+        with pytest.raises(UserError) as error:
+            RewardModel.load(tmp_path)
+        one_line(error, f"{facts}: {words}")
+    facts.unlink()  # as a folder has it that another tool copied
+    RewardModel.load(tmp_path)
+
+
+def test_heads_of_another_model(folder: Path, tmp_path: Path) -> None:
+    wide = tiny_policy(width=32, value_head=True)
+    wide.save(tmp_path / "wide")
+    RewardModel(wide.model, wide.tokenizer).save(tmp_path / "wide")
+    for name in ("value_head.safetensors", "score_head.safetensors"):
+        shutil.copy(tmp_path / "wide" / name, folder / name)
+    for load in (lambda: Policy.load(folder, value_head=True), lambda: RewardModel.load(folder)):
+        with pytest.raises(UserError) as error:
+            load()
+        one_line(error, "_head.safetensors: a head for states of 32 numbers, but the model beside it has 16")
+
+
 def test_a_head_that_is_more_than_a_head(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Logits that the model changes behind its head would be another distribution than the one that is trained."""
     policy = Policy.load(folder)

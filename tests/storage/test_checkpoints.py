@@ -210,7 +210,26 @@ def test_a_flipped_bit_in_any_byte_is_found(name: str, tmp_path: Path) -> None:
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
-        assert verify_folder(tmp_path / "step-1") is not None, f"bit {bit}"
+        assert fault_of(tmp_path / "step-1") is not None, f"bit {bit}"
+
+
+def fault_of(folder: Path) -> str | None:
+    """In a manifest of format 1, the flipped bit of the 1 is a 9: it is refused like one of a newer version."""
+    try:
+        return verify_folder(folder)
+    except RunError as fault:
+        return str(fault)
+
+
+def test_what_a_newer_version_wrote_is_no_damage(tmp_path: Path) -> None:
+    """Neither passed over for an older one nor made again."""
+    store = _saved(tmp_path, 1, 2)
+    manifest = tmp_path / "step-2" / "manifest.json"
+    manifest.write_text(json.dumps({"format": 2, "contents": "of another kind"}))
+    for asked in (store.latest, lambda: verify_folder(tmp_path / "step-2")):
+        with pytest.raises(RunError, match=rf"^{manifest}: has format 2 and this version reads 1: .*; go on with that one, or"):
+            asked()
+    assert store.steps() == [1, 2]
 
 
 def test_nothing_left_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

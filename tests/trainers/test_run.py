@@ -139,3 +139,29 @@ def test_only_the_main_process_writes(problems: ModuleType, tmp_path: Path) -> N
 
 def test_a_trainer_needs_no_surroundings(problems: ModuleType) -> None:
     assert len(train(problems.sft())) == 4
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_checkpoint_of_another_model_is_refused(problems: ModuleType, tmp_path: Path, name: str) -> None:
+    """By its name, before a weight is changed: one layer more would fit by shape."""
+    train(problems.MAKERS[name](), surroundings(tmp_path), until=1)
+    trainer = problems.MAKERS[name]()
+    module = trainer.updater.bare
+    del module.trunk.layers[0]
+    with pytest.raises(RunError, match=rf"^{tmp_path}/checkpoints/step-1: the checkpoint has model\..* and the model none: it belongs to"):
+        train(trainer, surroundings(tmp_path))
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("lost", ["tensor", "state"])
+def test_a_checkpoint_of_another_version_is_refused(problems: ModuleType, tmp_path: Path, name: str, lost: str) -> None:
+    store = Checkpoints(tmp_path / "checkpoints")
+    train(problems.MAKERS[name](), surroundings(tmp_path), until=1)
+    checkpoint = store.latest()
+    assert checkpoint is not None
+    kept = {key: tensor for key, tensor in checkpoint.tensors.items() if lost == "state" or "exp_avg_sq.model" not in key}
+    state = {key: value for key, value in checkpoint.state.items() if lost == "tensor" or key != "updates"}
+    store.save(1, kept, state)
+    missing = "updates" if lost == "state" else r"exp_avg_sq\.model\..*"
+    with pytest.raises(RunError, match=rf"step-1: the checkpoint has no {missing}: another model or another version .*; go on with"):
+        train(problems.MAKERS[name](), surroundings(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -242,5 +243,13 @@ def test_nan_stops_a_trainer_before_it_spoils_the_weights(
 
 
 def test_weights_of_another_model_are_refused() -> None:
-    with pytest.raises(RunError, match=r"the checkpoint has no weight of shape \(1, 2\): it belongs to another model"):
-        load_weights(nn.Linear(2, 1), weights(nn.Linear(3, 1)))
+    saved = weights(nn.Linear(3, 1))
+    for module, words in (
+        (nn.Linear(2, 1), r"has weight of shape (1, 3) and the model one of shape (1, 2)"),
+        (nn.Linear(3, 1, bias=False), "has bias of shape (1,) and the model none"),
+        (nn.Sequential(nn.Linear(3, 1)), "has no 0.bias and the model one of shape (1,)"),
+    ):
+        before = weights(module)["0.weight" if isinstance(module, nn.Sequential) else "weight"].clone()
+        with pytest.raises(RunError, match=f"^the checkpoint {re.escape(words)}: it belongs to another model; put the run's own"):
+            load_weights(module, saved)
+        assert torch.equal(next(module.parameters()), before)

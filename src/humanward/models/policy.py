@@ -78,13 +78,15 @@ class Policy(nn.Module):
         A value head that ``save`` left there is taken up again; otherwise it is one of zeros.
 
         Raises:
-            UserError: no model or tokenizer there, PAD = EOS, or a head whose logits we do not reproduce.
+            UserError: no model or tokenizer there, PAD = EOS, a value head of another model, or logits that we do not reproduce.
         """
         tokenizer = load_tokenizer(name, pad_token=pad_token, trust_remote_code=trust_remote_code)
         policy = cls(load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer, value_head=value_head)
         policy.check_head(str(name))
         if policy.value_head is not None and (saved := Path(resolve(name)) / _VALUE_HEAD).exists():
-            policy.value_head.load_state_dict(load_file(saved))
+            head = load_file(saved)
+            check_fits(saved, head["weight"], policy.value_head.weight)
+            policy.value_head.load_state_dict(head)
         return policy
 
     @property
@@ -203,6 +205,15 @@ def zero_head(model: PreTrainedModel) -> nn.Linear:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def check_fits(file: Path, found: Tensor, expected: Tensor) -> None:
+    """Raises UserError where a head in a file is not for the trunk beside it."""
+    if found.shape != expected.shape:
+        raise UserError(
+            f"{file}: a head for states of {found.shape[-1]} numbers, but the model beside it has {expected.shape[-1]}; "
+            "give a folder whose files belong together"
+        )
 
 
 def hidden_size(model: PreTrainedModel) -> int:

@@ -17,7 +17,10 @@ from humanward.maths.masks import last_index
 from humanward.models.forward import packs_exactly, response_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
-from humanward.models.policy import disable_dropout, hidden_size
+from humanward.models.policy import check_fits, disable_dropout, hidden_size
+
+FORMAT = 1
+_FACTS = "reward_model.json"
 
 
 class RewardModel(nn.Module):
@@ -101,25 +104,36 @@ class RewardModel(nn.Module):
         self.tokenizer.save_pretrained(folder)
         head = {"weight": self.score_head.weight, "head_bias": self.score_head.bias, "gain": self.gain, "bias": self.bias}
         save_file({name: tensor.detach().clone() for name, tensor in head.items()}, folder / "score_head.safetensors")
-        (folder / "reward_model.json").write_text(json.dumps({"format": 1, "read": "last real token of the response"}) + "\n")
+        (folder / _FACTS).write_text(json.dumps({"format": FORMAT, "read": "last real token of the response"}) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Self:
         """A folder written by ``save``.
 
         Raises:
-            UserError: no reward model there.
+            UserError: no reward model there, one of another version, or a head that is not this trunk's.
         """
         from safetensors.torch import load_file
 
         head_file = Path(folder) / "score_head.safetensors"
         if not head_file.exists():
             raise UserError(f"{folder}: not a reward model (no score_head.safetensors); give a folder that `humanward reward` wrote")
+        _refuse_newer(Path(folder) / _FACTS)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         reward_model = cls(load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer)
         head = load_file(head_file)
+        check_fits(head_file, head["weight"], reward_model.score_head.weight)
         with torch.no_grad():
             reward_model.score_head.weight.copy_(head["weight"])
             reward_model.score_head.bias.copy_(head["head_bias"])
         reward_model.set_normalization(float(head["gain"]), float(head["bias"]))
         return reward_model.eval()
+
+
+def _refuse_newer(file: Path) -> None:
+    try:
+        found = json.loads(file.read_text()).get("format") if file.exists() else FORMAT
+    except (ValueError, AttributeError):
+        raise UserError(f"{file}: damaged: not a JSON object; fit the reward model again") from None
+    if found != FORMAT:
+        raise UserError(f"{file}: format {found}, and this version of Humanward reads {FORMAT}; use the version that wrote it")

@@ -15,9 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import RunError
 from .files import check_space, decode_json, disk_faults, encode_json, fsync_path, make_folder
 
 MANIFEST = "manifest.json"
+FORMAT = 1
+"""Of the manifest and of what stands beside it; a later version that writes something else counts it up."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -96,7 +99,7 @@ def _seal(folder: Path) -> None:
         entries[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
     with open(folder / MANIFEST, "wb") as manifest:
         # without the last newline: each byte counts, so that a manifest cut short by one is found
-        manifest.write(encode_json({"format": 1, "files": entries}, str(folder / MANIFEST)).rstrip())
+        manifest.write(encode_json({"format": FORMAT, "files": entries}, str(folder / MANIFEST)).rstrip())
         manifest.flush()
         os.fsync(manifest.fileno())
     for inner in [entry for entry in folder.rglob("*") if entry.is_dir()]:
@@ -140,10 +143,16 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def verify_folder(path: Path | str) -> str | None:
-    """None where every file of the manifest is there, whole and unchanged; else what is wrong, in a few words."""
+    """None where every file of the manifest is there, whole and unchanged; else what is wrong, in a few words.
+
+    Raises:
+        RunError: a newer version wrote it. That is no damage: whoever took it for one would do the work again over it.
+    """
     path = Path(path)
     try:
-        entries = _manifest_files(decode_json((path / MANIFEST).read_bytes()))
+        manifest = decode_json((path / MANIFEST).read_bytes())
+        _refuse_newer(path, manifest)
+        entries = _manifest_files(manifest)
         for name, entry in entries.items():
             file = path / name
             if not file.is_file():
@@ -162,8 +171,17 @@ def verify_folder(path: Path | str) -> str | None:
     return None
 
 
+def _refuse_newer(path: Path, manifest: Any) -> None:
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise RunError(
+            f"{path / MANIFEST}: has format {found} and this version reads {FORMAT}: a newer version of Humanward wrote it; "
+            "go on with that one, or choose a new run folder"
+        )
+
+
 def _manifest_files(manifest: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(manifest, dict) or manifest.get("format") != 1 or not isinstance(manifest.get("files"), dict):
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
         raise ValueError("not a manifest")
     for name, entry in manifest["files"].items():
         inside = not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from humanward.errors import RunError
-from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
+from humanward.storage import Checkpoint, Checkpoints, MetricsLog, StopFlag, Stopped
 from humanward.trainers.guards import TrainingError, Watch, keep_batch
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
@@ -85,7 +85,7 @@ def train(
     if checkpoint is None:
         trainer.start()
     else:
-        trainer.load(checkpoint.tensors, checkpoint.state)
+        _load(trainer, checkpoint)
     first = 0 if checkpoint is None else checkpoint.step
     if around.log is not None and around.is_main:
         around.log.truncate(stage, round, first)
@@ -121,6 +121,19 @@ def train(
     return history
 
 
+def _load(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Raises RunError, with the folder in it, where the checkpoint is not one of this trainer."""
+    try:
+        trainer.load(checkpoint.tensors, checkpoint.state)
+    except RunError as fault:
+        raise RunError(f"{checkpoint.folder}: {fault}") from None
+    except KeyError as fault:
+        raise RunError(
+            f"{checkpoint.folder}: the checkpoint has no {fault.args[0]}: another model or another version of Humanward wrote it; "
+            f"go on with that one, or remove {checkpoint.folder.parent} to begin this training again"
+        ) from None
+
+
 def _watch(around: Surroundings, trainer: Trainer, stage: str, round: int, first: int) -> Watch:
     """Who knows the steps before this one."""
     watch = Watch(kl_limit=getattr(trainer, "kl_limit", None))
@@ -142,7 +155,7 @@ def _after(around: Surroundings, trainer: Trainer, stage: str, round: int, step:
     """Go back to the last checkpoint, keep the batch, and say so."""
     checkpoint = around.checkpoints.latest() if around.checkpoints is not None else None
     if checkpoint is not None:
-        trainer.load(checkpoint.tensors, checkpoint.state)
+        _load(trainer, checkpoint)
     said = f"The weights are those of step {checkpoint.step}" if checkpoint is not None else "Nothing was saved before"
     if around.faults is not None and around.is_main:
         said += f"; the batch is in {keep_batch(around.faults, stage, round, step, fault)}"

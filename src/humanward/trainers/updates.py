@@ -218,9 +218,14 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         RunError: the checkpoint belongs to a model of another shape.
     """
-    for name, tensor in weights(module).items():
-        if name not in tensors or tensors[name].shape != tensor.shape:
+    own = weights(module)
+    for name in sorted(own.keys() | tensors.keys()):
+        found, expected = (tuple(side[name].shape) if name in side else None for side in (tensors, own))
+        if found != expected:
             raise RunError(
-                f"the checkpoint has no {name} of shape {tuple(tensor.shape)}: it belongs to another model; start a new run folder"
+                f"the checkpoint has {f'{name} of shape {found}' if found is not None else f'no {name}'} and the model "
+                f"{f'one of shape {expected}' if expected is not None else 'none'}: it belongs to another model; "
+                "put the run's own model back, or start a new run folder"
             )
+    for name, tensor in own.items():
         tensor.copy_(tensors[name])
