@@ -102,7 +102,7 @@ SETTINGS = {
     "not-a-number": ("ppo.lr=fast", 'override ppo.lr=fast: ppo.lr: expected a number, got "fast"'),
     "negative": ("ppo.lr=-1", "override ppo.lr=-1: ppo.lr: must be greater than 0, got -1"),
     "no-value": ("ppo.lr", "override ppo.lr: expected name=value"),
-    "context": ("task.prompt_length=30", "prompts of up to 30 tokens and responses of 4 need 34, but the model's context is 32"),
+    "context": ("task.prompt_length=30", "prompts of up to 30 tokens and responses of 4 need 34, but the context of "),
     "labels": ("labels.total=1", "total 1 is less than initial 24"),
     "minibatches": ("ppo.minibatches=3", "batch_size 16 cannot be divided into 3 minibatches"),
     "rounds": ("labels.rounds=9", "labels.rounds 9 is more than the 8 steps of ppo"),
@@ -116,6 +116,26 @@ def test_bad_settings(setting: str, words: str, parts: Parts, tmp_path: Path) ->
     assert words in refused(tmp_path / "run", "loop", tmp_path / "run", *parts.options(), setting)
 
 
+@pytest.mark.parametrize("command", ["loop", "sft", "sample", "reward", "ppo", "evaluate"])
+def test_a_context_that_is_too_short(command: str, parts: Parts, tmp_path: Path) -> None:
+    """Whatever command comes first: the model by its name, its context, the task's lengths, and what to set."""
+    done = run("init", tmp_path, *parts.options(), "task.prompt_length=30", f"sft.texts={parts.prompts}")
+    assert done.code == 0, done.err
+    done = run(command, tmp_path)
+    assert (done.code, done.out) == (2, "")
+    (line,) = errors(done)
+    assert line == (
+        "error: task.prompt_length: prompts of up to 30 tokens and responses of 4 need 34, but the context of "
+        f"{parts.model} is 32; set task.prompt_length=28 or less, or lower task.response_length"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_texts_to_learn_from_that_are_longer_than_the_context(parts: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("w2 w3\n" + "w2 " * 33 + "\n")
+    line = refused(tmp_path / "run", "loop", tmp_path / "run", *parts.options(), f"sft.texts={path}")
+    assert line.startswith(f"{path}:2: cut into pieces of 33 tokens (sft.max_length), but the context of {parts.model} is 32; set ")
 
 
 def test_what_the_machine_cannot_do(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,3 +57,11 @@ def test_windows_cover_a_text_once(byte_tokenizer: PreTrainedTokenizerFast) -> N
     assert [d.id for d in found] == ["t/0", "t/1"]
     with pytest.raises(ValueError):
         next(text_windows(task, ["ab"], 1))
+
+
+def test_windows_must_fit_the_context(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    """A setting that no text reaches does no harm."""
+    task = Task(plain(prompt_length=2, response_length=4), byte_tokenizer, context_length=8, model_name="some/name")
+    assert len(list(text_windows(task, [Text("abcdefgh", "t")], 256))) == 1
+    with pytest.raises(UserError, match=r"^f:1: cut into pieces of 9 .* context of some/name is 8; set sft.max_length=8 or less$"):
+        list(text_windows(task, [Text("abcdefghi", "t", "f:1")], 256))

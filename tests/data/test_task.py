@@ -137,8 +137,11 @@ def test_a_mark_of_two_tokens_is_refused(byte_tokenizer: PreTrainedTokenizerFast
 
 def test_the_lengths_must_fit_the_context(byte_tokenizer: PreTrainedTokenizerFast) -> None:
     Task(plain(prompt_length=40, response_length=24), byte_tokenizer, context_length=64)
-    with pytest.raises(UserError, match=r"^task.prompt_length: prompts of up to 41 tokens and responses of 24 need 65, .* context is 64"):
-        Task(plain(prompt_length=40, prompt_suffix=":", response_length=24), byte_tokenizer, context_length=64)
+    long = plain(prompt_length=40, prompt_suffix=":", response_length=24)
+    message = r"^task.prompt_length: prompts of up to 41 tokens and responses of 24 need 65, but the context of {} is {}; {}$"
+    for room, remedy in ((64, "set task.prompt_length=39 or less, or lower task.response_length"), (20, "lower task.response_length")):
+        with pytest.raises(UserError, match=message.format("some/name", room, remedy)):
+            Task(long, byte_tokenizer, context_length=room, model_name="some/name")
 
 
 def test_pad_must_not_be_eos(gpt2: PreTrainedTokenizerBase) -> None:

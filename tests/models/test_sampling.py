@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from humanward.data import left_pad
+from humanward.errors import UserError
 from humanward.models import Policy, Samples, SamplingSettings, sample_responses
 from humanward.models.sampling import draw, restricted
 from humanward.trainers.selftest import END, PAD, tiny_policy, tiny_tokenizer
@@ -165,6 +166,15 @@ def test_the_number_of_seeds_is_checked() -> None:
     prompts, mask = left_pad(PROMPTS, policy.pad_id)
     with pytest.raises(ValueError, match="5 prompts x 2 responses need 10 seeds, not 3"):
         sample_responses(policy, prompts, mask, SamplingSettings(2), seeds=[1, 2, 3], num_responses=2)
+
+
+def test_what_is_longer_than_the_context_is_not_begun() -> None:
+    """Learned positions end there; others would go on, into what the model has never seen."""
+    policy = learned_positions()
+    policy.trunk.register_forward_hook(lambda *_: pytest.fail("the model ran"))
+    prompts, mask = left_pad(PROMPTS, policy.pad_id)
+    with pytest.raises(UserError, match=r"^sampling: 5 tokens of a prompt and 28 of a response are 33, but the context of GPT2.* is 32;"):
+        sample_responses(policy, prompts, mask, SamplingSettings(28), seeds=range(5))
 
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.0, 0.5, -3.0, 0.0, 1.5])

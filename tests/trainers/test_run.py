@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from humanward.errors import RunError
+from humanward.errors import RunError, UserError
+from humanward.models import Policy, RewardModel
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
-from humanward.trainers import Surroundings, train
+from humanward.trainers import PPOConfig, PPOTrainer, Surroundings, train
+from humanward.trainers.selftest import tiny_policy, tiny_task
 
 TRAINERS = ["sft", "reward", "ppo", "dpo", "value network"]
 
@@ -165,3 +167,27 @@ def test_a_checkpoint_of_another_version_is_refused(problems: ModuleType, tmp_pa
     missing = "updates" if lost == "state" else r"exp_avg_sq\.model\..*"
     with pytest.raises(RunError, match=rf"step-1: the checkpoint has no {missing}: another model or another version .*; go on with"):
         train(problems.MAKERS[name](), surroundings(tmp_path))
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_context_that_is_too_short_is_said_before_the_start(problems: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = problems.policy_of
+
+    def short(*args: Any, **settings: Any) -> Policy:
+        policy = make(*args, **settings)
+        policy.model.config.max_position_embeddings = 4
+        return policy
+
+    monkeypatch.setattr(problems, "policy_of", short)
+    what = {"sft": "demonstration 11: 2 tokens", "reward": "question 1: 2 tokens", "ppo": "PPO: 2 tokens"}[name]
+    with pytest.raises(UserError, match=rf"^{what} of a prompt and \d of a response are \d, but the context of LlamaForCausalLM is 4; "):
+        problems.MAKERS[name]()
+
+
+def test_a_reward_model_with_a_shorter_context_than_the_policy(problems: ModuleType) -> None:
+    policy = tiny_policy(value_head=True)
+    reward_model = RewardModel(tiny_policy().model, policy.tokenizer)
+    reward_model.model.config.max_position_embeddings = 4
+    config = PPOConfig(episodes=16, batch_size=16)
+    with pytest.raises(UserError, match=r"^PPO: 2 tokens of a prompt and 3 of a response are 5, but the context of LlamaFor.* is 4; "):
+        PPOTrainer(policy, policy.frozen_copy(), reward_model, problems.PROMPTS, config, task=tiny_task(policy, response_length=3))

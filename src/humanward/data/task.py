@@ -80,8 +80,11 @@ class Task:
         UserError: a mark is not one token of this tokenizer, PAD = EOS, no EOS to stop at, or the lengths exceed ``context_length``.
     """
 
-    def __init__(self, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, *, context_length: int | None = None) -> None:
+    def __init__(
+        self, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, *, context_length: int | None = None, model_name: str = "the model"
+    ) -> None:
         self.config = config
+        self.context_length, self.model_name = context_length, model_name
         self.tokenizer = tokenizer
         if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
             raise UserError(
@@ -102,7 +105,7 @@ class Task:
             self._beginning = ()
         self._prefix = (*self._beginning, *self._encode([config.prompt_prefix], special=True)[0])
         self._suffix = self.encode_continuation(config.prompt_suffix, special=True)
-        self._check_context(context_length)
+        self._check_context()
 
     @classmethod
     def plain(
@@ -284,10 +287,13 @@ class Task:
             f"task.{setting}: {mark!r} is not one token of this tokenizer; choose a mark that is one token, or set task.{setting}=null"
         )
 
-    def _check_context(self, context_length: int | None) -> None:
+    def _check_context(self) -> None:
         needed = self.max_prompt_length + self.config.response_length
-        if context_length is not None and needed > context_length:
-            raise UserError(
-                f"task.prompt_length: prompts of up to {self.max_prompt_length} tokens and responses of {self.config.response_length} need "
-                f"{needed}, but the model's context is {context_length}; lower task.prompt_length or task.response_length"
-            )
+        if self.context_length is None or needed <= self.context_length:
+            return
+        room = self.context_length - (needed - self.config.prompt_length)
+        remedy = f"set task.prompt_length={room} or less, or lower task.response_length" if room > 0 else "lower task.response_length"
+        raise UserError(
+            f"task.prompt_length: prompts of up to {self.max_prompt_length} tokens and responses of {self.config.response_length} need "
+            f"{needed}, but the context of {self.model_name} is {self.context_length}; {remedy}"
+        )

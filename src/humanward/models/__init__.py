@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .allocator import keep_freed_memory
 from .forward import ResponseStates, packs_exactly, response_states
-from .loading import context_length, load_causal_lm, load_tokenizer, resolve
+from .loading import check_context, context_length, load_causal_lm, load_tokenizer, resolve
 from .options import check_compiler, missing_for_compile, with_options
 from .policy import Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
@@ -23,6 +23,7 @@ __all__ = [
     "SamplingSettings",
     "ValueNetwork",
     "check_compiler",
+    "check_context",
     "context_length",
     "fingerprint",
     "has_bfloat16",

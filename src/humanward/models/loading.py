@@ -117,5 +117,20 @@ def context_length(model: PreTrainedModel) -> int:
     return 1 << 30
 
 
+def check_context(model: PreTrainedModel, prompt: int, response: int, *, what: str) -> None:
+    """Raises UserError where a prompt of so many tokens and a response of so many are more than the model's context."""
+    room = context_length(model)
+    if prompt + response > room:
+        raise UserError(
+            f"{what}: {prompt} tokens of a prompt and {response} of a response are {prompt + response}, but the context of "
+            f"{model_name(model)} is {room}; shorten them, or use a model with a longer context"
+        )
+
+
+def model_name(model: PreTrainedModel) -> str:
+    """What the user called it; its class, where it was made and not loaded."""
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

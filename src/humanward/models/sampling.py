@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from humanward.maths.masks import position_ids
 from humanward.models.forward import takes_positions
+from humanward.models.loading import check_context
 from humanward.models.policy import Policy
 
 
@@ -75,10 +76,12 @@ def sample_responses(
 
     Raises:
         ValueError: wrong number of seeds.
+        UserError: the longest prompt and its response are more than the model's context.
     """
     B, K, R = len(prompts), num_responses, settings.response_length
     if len(seeds) != B * K:
         raise ValueError(f"{B} prompts x {K} responses need {B * K} seeds, not {len(seeds)}")
+    check_context(policy.model, int(prompt_mask.sum(1).max()), R, what="sampling")
     device = prompts.device
     uniform = torch.stack([torch.rand(R, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
     responses = torch.full((B * K, R), policy.pad_id, dtype=torch.long, device=device)

@@ -79,7 +79,7 @@ class Context:
     @cached_property
     def task(self) -> Task:
         given = self.policy(self.config.model)  # its tokenizer is the reference's too, which may not be there yet
-        return Task(self.config.task, given.tokenizer, context_length=context_length(given.model))
+        return Task(self.config.task, given.tokenizer, context_length=context_length(given.model), model_name=self.config.model)
 
     @cached_property
     def source_prompts(self) -> list[Prompt]:

@@ -67,7 +67,7 @@ class DPOTrainer:
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to tune on; ask for labels first")
-        check_questions(comparisons)
+        check_questions(comparisons, policy.model)
         self.accelerator = accelerator or Accelerator()
         self.policy, self.reference = policy.to(self.accelerator.device), reference.to(self.accelerator.device)
         self.comparisons, self.config, self.seed = list(comparisons), config, seed

@@ -23,7 +23,7 @@ from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
-from humanward.models import Policy, RewardModel, ValueNetwork, sample_responses
+from humanward.models import Policy, RewardModel, ValueNetwork, check_context, sample_responses
 from humanward.models.policy import ResponseOutputs, disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
@@ -173,6 +173,8 @@ class PPOTrainer:
             reward.to(self.accelerator.device).eval()
         self.task = task or plain_task(policy)
         self.prompts, self.config, self.seed, self.check = prompt_ids(self.task, prompts), config, seed, check
+        for one in (policy, reference, *([reward] if isinstance(reward, RewardModel) else [])):
+            check_context(one.model, max(map(len, self.prompts)), self.task.config.response_length, what="PPO")
         self.sampling = sampling_settings(self.task, whole=not self.task.config.train_on_truncated)
         keep_eos = self.sampling.stop_at_eos
         self.suppressed = policy.suppressed_tokens(keep_eos=keep_eos) if self.sampling.suppress_special_tokens else None

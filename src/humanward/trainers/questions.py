@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from humanward.data.batches import left_pad, right_pad
 from humanward.errors import UserError
 from humanward.maths.reward_losses import all_pairs_loss, choice_loss
+from humanward.models import check_context
 from humanward.records import Comparison
 
 KINDS = ("best_of_k", "pair", "soft", "ranking")
@@ -40,11 +42,11 @@ class Questions:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
-def check_questions(comparisons: Sequence[Comparison]) -> None:
-    """Can one batch be made of them?
+def check_questions(comparisons: Sequence[Comparison], model: PreTrainedModel) -> None:
+    """Can a model learn from them, in one batch?
 
     Raises:
-        UserError: a kind that no choice follows from, or another kind or K than the first one's.
+        UserError: a kind that no choice follows from, another kind or K than the first one's, or more tokens than the model's context.
     """
     for c in comparisons:
         first = comparisons[0]
@@ -55,6 +57,7 @@ def check_questions(comparisons: Sequence[Comparison]) -> None:
                 f"question {c.question_id}: {c.kind} of {len(c.responses)} responses among {first.kind} of {len(first.responses)}; "
                 "train on labels of one kind and one K"
             )
+        check_context(model, len(c.prompt.tokens), max(len(r.tokens) for r in c.responses), what=f"question {c.question_id}")
 
 
 def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device) -> Questions:

@@ -83,7 +83,7 @@ class RewardTrainer:
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
-        check_questions(comparisons)
+        check_questions(comparisons, reward_model.model)
         if reference_episodes is None and (config.normalize_before or config.normalize_after):
             raise UserError("reward.normalize_before/after: normalising needs responses of the reference; give them or set both to false")
         self.accelerator = accelerator or Accelerator()

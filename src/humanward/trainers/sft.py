@@ -14,7 +14,7 @@ from humanward.config import Config
 from humanward.data.batches import epoch_order, left_pad, right_pad, token_batches
 from humanward.data.demonstrations import Demonstration
 from humanward.errors import UserError
-from humanward.models import Policy
+from humanward.models import Policy, check_context
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.updates import Updater, my_rows, with_prefix, without_prefix
@@ -65,6 +65,8 @@ class SFTTrainer:
     ) -> None:
         if not demonstrations:
             raise UserError("no demonstrations to fine-tune on; give texts with at least one response")
+        longest = max(demonstrations, key=lambda d: len(d.prompt) + len(d.response))
+        check_context(policy.model, len(longest.prompt), len(longest.response), what=f"demonstration {longest.id}")
         self.accelerator = accelerator or Accelerator()
         self.policy = policy.to(self.accelerator.device)
         self.demonstrations, self.config, self.seed = list(demonstrations), config, seed
