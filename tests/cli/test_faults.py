@@ -138,6 +138,22 @@ def test_texts_to_learn_from_that_are_longer_than_the_context(parts: Parts, tmp_
     assert line.startswith(f"{path}:2: cut into pieces of 33 tokens (sft.max_length), but the context of {parts.model} is 32; set ")
 
 
+def test_a_tokenizer_with_tokens_that_the_model_does_not_have(parts: Parts, tmp_path: Path) -> None:
+    """The check of the run's own parts comes before anything is written, and only where it is asked for."""
+    from humanward.models import load_tokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(parts.model, model)
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(model)
+    line = refused(tmp_path / "run", "loop", tmp_path / "run", *parts.options(model=model), "self_test=true")
+    assert line == f"{model}: the pad token '[PAD]' is number 8, but the model has 8 tokens; set pad_token to one that it has"
+    assert run("sample", tmp_path / "run").code == 2
+    done = run("loop", tmp_path / "run", *parts.options(), "self_test=true", "labels.rounds=1", "ppo.episodes=16", "--json")
+    assert done.code == 0, done.err
+
+
 def test_what_the_machine_cannot_do(parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("humanward.models.precision.has_bfloat16", lambda device: False)
     monkeypatch.setenv("CXX", "no-such-compiler")

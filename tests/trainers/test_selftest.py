@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from humanward.errors import RunError
+from humanward.models import sampling
 from humanward.trainers import ppo, reward, scoring, selftest
 from humanward.trainers.questions import Questions
 
@@ -25,7 +26,7 @@ def test_a_flipped_label_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         return dataclasses.replace(questions, target=questions.target.flip(1))
 
     monkeypatch.setattr(reward, "collate", flipped)
-    with pytest.raises(RunError, match=r"self-test: a reward model .* labels or the reward loss"):
+    with pytest.raises(RunError, match=r"self-test: a reward model .* a sign of the labels or of the reward loss"):
         selftest.self_test()
 
 
@@ -107,4 +108,45 @@ def test_a_forgotten_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(selftest.Policy, "logprobs_of", forgotten)
     with pytest.raises(RunError, match="self-test: log-probabilities while sampling differ"):
+        selftest.self_test()
+
+
+def test_a_flipped_score_of_the_reward_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the reward model, which is right, and PPO, which is right."""
+    scores = scoring._model_scores
+    monkeypatch.setattr(scoring, "_model_scores", lambda *args: -scores(*args))
+    with pytest.raises(RunError, match="self-test: what the labeler prefers does not become likelier under the reward model"):
+        selftest.self_test()
+
+
+def test_a_sampler_without_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At temperature 1 nothing shows it."""
+    draw = sampling.draw
+    monkeypatch.setattr(sampling, "draw", lambda logits, u, settings, s: draw(logits, u, dataclasses.replace(settings, temperature=1.0), s))
+    with pytest.raises(RunError, match="self-test: log-probabilities while sampling are not those at the task's temperature"):
+        selftest.self_test()
+
+
+def test_a_reference_without_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The KL between a policy and itself would be positive, and PPO would be paid for a sharper distribution."""
+    logprobs = ppo.PPOTrainer.logprobs
+
+    def at_one(self: ppo.PPOTrainer, policy: selftest.Policy, *args: Tensor) -> Tensor:
+        right, self.sampling = self.sampling, dataclasses.replace(self.sampling, temperature=1.0)
+        try:
+            return logprobs(self, policy, *args)
+        finally:
+            self.sampling = right
+
+    monkeypatch.setattr(ppo.PPOTrainer, "logprobs", at_one)
+    with pytest.raises(RunError, match="self-test: log-probabilities of the reference are not those at the task's temperature"):
+        selftest.self_test()
+
+
+def test_a_temperature_that_does_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everywhere alike, so that policy, reference and sampling agree."""
+    draw, logprobs_of = sampling.draw, selftest.Policy.logprobs_of
+    monkeypatch.setattr(sampling, "draw", lambda logits, u, settings, s: draw(logits, u, dataclasses.replace(settings, temperature=1.0), s))
+    monkeypatch.setattr(selftest.Policy, "logprobs_of", lambda *args, **settings: logprobs_of(*args, **{**settings, "temperature": 1.0}))
+    with pytest.raises(RunError, match="self-test: log-probabilities while sampling are not those at the task's temperature"):
         selftest.self_test()

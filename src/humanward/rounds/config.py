@@ -105,7 +105,8 @@ class LoopConfig(Config):
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Longest time between two checkpoints of a training. Never changes a result."""
     self_test: bool = True
-    """Before the first stage, check on a tiny problem that reward, KL, advantage and labels have the right sign."""
+    """Before the first stage, check on a tiny problem that reward, KL, advantage and labels have the right sign, and on some of the run's
+    prompts that its model and tokenizer go together: temperature, padding, tokens."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LoopConfig:

@@ -21,6 +21,7 @@ from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.storage import generator, write_json
 from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, Surroundings, choices, train
 from humanward.trainers.scoring import truncated
+from humanward.trainers.task_check import check_task
 
 QUESTIONS_AT_ONCE = 256
 
@@ -38,6 +39,8 @@ def check_inputs(context: Context) -> None:
             context.stop.check()
     if config.labeler.startswith("labels:"):
         given_labels(context)
+    if config.self_test:
+        check_task(context.policy(config.model), context.task, context.source_prompts)
     context.stop.check()
 
 
