@@ -17,7 +17,7 @@ from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
-from humanward.models import TYPES, Policy, RewardModel, context_length, fingerprint, sample_responses, with_options
+from humanward.models import TYPES, Policy, RewardModel, ValueNetwork, context_length, fingerprint, sample_responses, with_options
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
 from humanward.records import Prompt, Response, read_jsonl
@@ -30,7 +30,7 @@ PROMPTS_AT_MOST = 100_000
 """Prompts that a run takes from its source; more would only be read to be thrown away."""
 
 
-M = TypeVar("M", bound=Policy | RewardModel)
+M = TypeVar("M", bound=Policy | RewardModel | ValueNetwork)
 
 
 class Context:

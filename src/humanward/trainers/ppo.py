@@ -344,7 +344,7 @@ class PPOTrainer:
         return {**self.updater.state(), "kl_coef": self.kl_coef}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.updater.load_weights(tensors)
+        self.updater.load_weights({name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")})
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
         self.kl_coef = float(state["kl_coef"])
 
