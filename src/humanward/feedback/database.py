@@ -115,7 +115,10 @@ class Database:
         except DBAPIError as error:
             reason = " ".join(str(error.orig).split())
             if "database or disk is full" in reason:
-                raise RunError(f"{self.address}: the disk is full; nothing was half written: free some space and go on") from None
+                free = _free_bytes(Path(self.engine.url.database or "."))
+                raise RunError(
+                    f"{self.address}: the disk is full: more than {free} bytes needed, {free} bytes free; free some space and start again"
+                ) from None
             if "is locked" in reason:
                 raise RunError(f"{self.address}: locked by another process for {BUSY_SECONDS} s; end it or try again") from None
             if "not a database" in reason or "unable to open" in reason:
@@ -123,6 +126,11 @@ class Database:
             if any(sign in reason for sign in ("disk I/O error", "readonly", "malformed", "connection")):
                 raise RunError(f"{self.address}: {reason}") from None
             raise
+
+
+def _free_bytes(path: Path) -> int:
+    disk = os.statvfs(path.absolute().parent)
+    return disk.f_bavail * disk.f_frsize
 
 
 class _Pragmas:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from humanward.errors import RunError
 from humanward.report import sections
 from humanward.report.reading import Run, number, read_run, rows, section
 from humanward.report.svg import house_settings
 from humanward.report.text import decimal, interval, percent, visible
+from humanward.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +38,9 @@ def build_report(run_folder: Path) -> Path:
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True)
     html = environment.from_string(_asset("report.html.jinja")).render(style=style, policy=policy, **context)
-    return _write(run_folder / "report.html", html)
+    path = run_folder / "report.html"
+    write_bytes(path, html.encode())
+    return path
 
 
 def summary(run_folder: Path) -> dict[str, Any]:
@@ -178,18 +179,3 @@ def _shown(value: object) -> object:
 
 def _asset(name: str) -> str:
     return resources.files("humanward.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, html: str) -> Path:
-    """Replace the file in one step, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot write the report ({error.strerror}); make the folder writable or free some space") from error
-    return path
