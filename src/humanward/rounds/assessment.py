@@ -179,6 +179,7 @@ def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence
             questions.append(Comparison(prompt, row, "best_of_k", values.index(max(values))))
     rows: list[dict[str, Any]] = []
     for number in range(1, context.config.labels.rounds + 1):
+        context.stop.check()
         model = context.reward_model(number)
         correct = [choice == q.target for choice, q in zip(choices(model, questions), questions, strict=True)]
         rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
