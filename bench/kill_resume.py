@@ -1,21 +1,26 @@
 """Does a run that is killed, stopped, starved of disk or damaged end like one that nothing disturbed?
 
-    python bench/kill_resume.py [--kills 200] [--stops 12] [--damages 24] [--full 50] [--seed 0]
+    python bench/kill_resume.py [--kills 200] [--stops 40] [--damages 24] [--full 50] [--seed 0]
 
-A small run with every stage (supervised fine-tuning, two rounds of labels, reward model and PPO, evaluation) is made once undisturbed. Then
-again and again in other folders, with one fault after the other, each followed by the same command. In the end the weights, metrics,
-questions, samples and results of each folder must have the bytes of the undisturbed one. One JSON line per kind of fault on stdout; the
-exit code is 1 if any end differs.
+A small run with every stage (supervised fine-tuning, two rounds of labels, reward model and PPO, evaluation, report) is made twice
+undisturbed. Then again and again in other folders, with one fault after the other, each followed by the same command. In the end the
+weights, Adam's moments, metrics, alarms, questions, samples and results of each folder must have the bytes of the undisturbed one, and
+nothing half-written may lie about. One JSON line per kind of fault on stdout; the exit code is 1 if any end differs.
 
-- kills: SIGKILL at random times, one after the other until the run is done.
-- stops: SIGTERM in each stage in turn; the command must be gone within 10 s, and say 143.
+Each process says on a pipe what it is doing (`reward-2/update`, `ppo-1/rollout`, ...), so that a fault is not timed by the clock: its place
+is drawn by lot, and how often the process comes there first, and how far into it. The tables say where the faults were met.
+
+- kills: SIGKILL, a quarter each in supervised fine-tuning, reward model, PPO, and the rest of the loop; every tenth process starts cold.
+- stops: SIGTERM in each place in turn, with no checkpoint but the one that it brings; gone within 10 s, with 143, and no step lost.
 - damages: a bit flipped in, or the end cut off, the newest checkpoint of a killed training; stderr must name it.
-- full: the n-th write of the process, n at random, finds the disk full (strace); exit code 3, one line, and the run goes on afterwards.
+- full: on a tmpfs of its own, all but a random number of bytes are taken; exit code 3, one line with the bytes needed and free, all
+  checkpoints whole; with the bytes given back the run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
@@ -31,11 +36,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from humanward.storage import verify_folder
 
 SETTINGS: dict[str, Any] = {
     "threads": 1,
@@ -51,7 +58,19 @@ SETTINGS: dict[str, Any] = {
     "baseline_sft": {"batch_size": 8},
     "evaluation": {"prompts": 16, "frontier_prompts": 4, "frontier_samples": 8, "questions": 8, "shown": 4},
 }  # fmt: skip
-STAGES = ("sft", "sample", "label", "reward", "ppo", "baseline_sft", "evaluate")
+TRAININGS = ("sft", "reward", "ppo")
+GROUPS = (*TRAININGS, "rest")
+KILLS_PER_GROUP = 5
+"""In one run."""
+STOPS_PER_RUN = 10
+COLD_EVERY = 10
+"""Every tenth process starts from nothing; the others are forked from one that has imported everything."""
+DISK = 32 << 20
+LEFT = (1, 16 << 10, 128 << 10)
+"""Fewer bytes than these are left of it, by lot: none, too few for a small file, too few for a checkpoint."""
+Target = tuple[str, int]
+"""A place, and how often a process must come to it."""
+FULL = r"error: \S+: the disk is full: (more than )?\d+ bytes needed, \d+ bytes free; free some space and start again"
 
 
 def make_parts(folder: Path) -> list[str]:
@@ -71,20 +90,119 @@ def make_parts(folder: Path) -> list[str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a run learned and said."""
+    """SHA-256 of what a run learned and said, and the names of what should not be there."""
     patterns = ("rounds/*/*/*.safetensors", "sft/*.safetensors", "policy/*.safetensors", "baseline_sft/*.safetensors")
     files = [file for pattern in (*patterns, "rounds/*/questions/*.jsonl", "evaluation/*.json*") for file in folder.glob(pattern)]
-    files = [file for file in [*files, folder / "metrics.jsonl"] if file.name != "manifest.json"]
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    files += newest(folder / "checkpoints/ppo").iterdir()  # Adam's moments too
+    files = [file for file in [*files, folder / "metrics.jsonl", *folder.glob("alarms.jsonl")] if file.name != "manifest.json"]
+    found = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+    return found | dict.fromkeys((str(path.relative_to(folder)) for path in folder.rglob("*.tmp*")), "left behind")
 
 
-def command(arguments: list[str], said: str) -> None:
+def newest(checkpoints: Path) -> Path:
+    return max((path for path in checkpoints.glob("step-*") if path.name[5:].isdigit()), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def command(arguments: list[str], said: str, pipe: Any) -> None:
     """In a process of its own: the command, and the exit code that its process would have."""
+    pipe.send_bytes(b"start")
     from humanward.cli import main
 
-    with Path(said).open("a") as file, redirect_stdout(file), redirect_stderr(file):
-        code = main(arguments)
+    say_places(pipe)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    code = main(arguments)
+    sys.stdout.flush()
     os._exit(code)
+
+
+def say_places(pipe: Any) -> None:
+    """From here on, say what the process is about to do: STAGE or STAGE/PART."""
+    from humanward import report
+    from humanward.rounds import loop
+    from humanward.storage import Checkpoints
+    from humanward.trainers import PPOTrainer, RewardTrainer
+    from humanward.trainers.updates import Updater
+
+    inside: list[str] = []
+
+    def marked(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def marked_work(*arguments: Any, **settings: Any) -> Any:
+            inside.append(name)
+            pipe.send_bytes("/".join(inside).encode())
+            try:
+                return work(*arguments, **settings)
+            finally:
+                inside.pop()
+                pipe.send_bytes("/".join(inside or ["between"]).encode())
+
+        return marked_work
+
+    parts = ((PPOTrainer, "sample_rollout", "rollout"), (PPOTrainer, "score", "score"), (RewardTrainer, "normalize", "normalize"))
+    for owner, name, called in (*parts, (Updater, "update", "update"), (Checkpoints, "save", "checkpoint")):
+        setattr(owner, name, marked(called, getattr(owner, name)))
+    report.build_report = marked("report", report.build_report)
+    stages_of = loop.stages_of
+
+    def marked_stages(config: Any) -> list[loop.Stage]:
+        def numbered(stage: loop.Stage) -> str:
+            return f"{stage.name}-{stage.round}" if stage.round else stage.name
+
+        return [replace(stage, work=marked(numbered(stage), stage.work)) for stage in stages_of(config)]
+
+    loop.stages_of = marked_stages
+
+
+class Running:
+    """A process and what it said last."""
+
+    def __init__(self, process: Any, pipe: Any, order: dict[str, int]) -> None:
+        self.process, self.pipe, self.order = process, pipe, order
+        self.place = ""
+
+    def hear(self) -> bool:
+        """Wait for the next place; False when the process is over."""
+        try:
+            self.place = self.pipe.recv_bytes().decode()
+        except EOFError:
+            self.process.join()
+            return False
+        return True
+
+    def until(self, place: str, times: int) -> bool:
+        """Wait until it comes to a place for the n-th time; False when it went past it or ended."""
+        times -= self.place == place
+        while times > 0:
+            if not self.hear() or self.order.get(stage_of(self.place), -1) > self.order[stage_of(place)]:
+                return False
+            times -= self.place == place
+        return True
+
+    def catch_up(self) -> None:
+        """Hear what it has said already."""
+        while self.pipe.poll() and self.hear():
+            pass
+
+    def end(self) -> int:
+        """Let it go on to its end, and hear where that was."""
+        while self.hear():
+            pass
+        return int(self.process.exitcode or 0)
+
+
+def stage_of(place: str) -> str:
+    return place.partition("/")[0]
+
+
+def plain(place: str) -> str:
+    """Without the round."""
+    return re.sub(r"-\d+", "", place)
 
 
 class Bench:
@@ -93,165 +211,266 @@ class Bench:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.lots = folder, random.Random(seed)
         self.options = make_parts(folder)
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["humanward.cli", "humanward.rounds", "humanward.report", "transformers.models.llama"])
-        self.start("warm").join()  # the server's imports are not to be measured
+        self.cold, self.warm = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
+        self.warm.set_forkserver_preload(["humanward.cli.running", "humanward.rounds", "humanward.report", "transformers.models.llama"])
+        self.numbers, self.order = itertools.count(), dict[str, int]()
+        self.seconds, self.times = dict[str, float](), dict[str, int]()
+        """How long a process is at each place, on average, and how often."""
+        self.starts = 0
+        self.start(folder / "warm").end()  # the server's imports are not to be measured
+        undisturbed = folder / "undisturbed"
         began = time.monotonic()
-        self.start("undisturbed").join()
-        self.seconds = time.monotonic() - began
-        self.expected = hashes(folder / "undisturbed")
-        self.numbers = itertools.count()
+        self.note_places(self.start(undisturbed))
+        self.whole = time.monotonic() - began
+        self.expected = hashes(undisturbed)
 
-    def start(self, name: str) -> Any:
-        process = self.context.Process(target=command, args=(["loop", str(self.folder / name), *self.options], str(self.said(name))))
+    def note_places(self, running: Running) -> None:
+        spent: dict[str, list[float]] = {}
+        before = time.monotonic()
+        while running.hear():
+            now = time.monotonic()
+            if spent:
+                spent[list(spent)[-1]][-1] = now - before
+            before = now
+            # careful: moved to the end, so that the last key is where the process is
+            spent[running.place] = [*spent.pop(running.place, []), 0.0]
+            self.order.setdefault(stage_of(running.place), len(self.order))
+        for place in ("start", "between"):
+            del self.order[place], spent[place]
+        self.seconds = {
+            place: sum(parts) / len(parts) for place, parts in sorted(spent.items(), key=lambda item: self.order[stage_of(item[0])])
+        }
+        self.times = {place: len(parts) for place, parts in spent.items()}
+
+    def start(self, run: Path, *settings: str, cold: bool = False) -> Running:
+        context = self.cold if cold else self.warm
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=command, args=(["loop", str(run), *self.options, *settings], str(self.said(run)), send))
         process.start()
-        return process
+        send.close()
+        return Running(process, receive, self.order)
 
-    def said(self, name: str) -> Path:
-        return self.folder / f"{name}.log"
+    def said(self, run: Path) -> Path:
+        """What the processes of a run wrote on stdout and stderr."""
+        return self.folder / f"{run.name}.log"
 
-    def stage(self, name: str) -> str:
-        try:
-            return json.loads((self.folder / name / "state.json").read_text())["stage"]
-        except (OSError, ValueError):
-            return "before"
+    def along(self, targets: list[Target], ends: list[bool], *settings: str, folder: Path | None = None) -> Iterator[Disturbed]:
+        """One run, handed over for a fault at each of the places that it comes to, and started again after that.
 
-    def same(self, name: str) -> bool:
-        """Let the run end, and compare."""
-        process = self.start(name)
-        process.join()
-        same = process.exitcode == 0 and hashes(self.folder / name) == self.expected
-        if same:
-            shutil.rmtree(self.folder / name)
+        Args:
+            targets: in any order. One that the run does not come to any more is left out.
+            ends: gets whether the end of the run is that of the undisturbed one.
+        """
+        run = (folder or self.folder) / f"run-{next(self.numbers)}"
+        running = self.start(run, *settings)
+        for place, times in sorted(targets, key=lambda target: self.order[stage_of(target[0])]):
+            if running.until(place, times):
+                time.sleep(self.lots.uniform(0, self.seconds[place]))
+                running.catch_up()
+                if running.process.is_alive():
+                    yield Disturbed(run, running, running.place)
+                    running.end()
+                    self.starts += 1
+                    running = self.start(run, *settings, cold=self.starts % COLD_EVERY == 0)
+        code = running.end()
+        ends.append(code == 0 and hashes(run) == self.expected)
+        if ends[-1]:
+            shutil.rmtree(run)
         else:
-            print(f"{self.folder / name} differs; see {self.said(name)}", file=sys.stderr)
-        return same
+            print(f"{run} differs; see {self.said(run)}", file=sys.stderr)
 
-    def name(self) -> str:
-        return f"run-{next(self.numbers)}"
+    def target(self, place: str, most_times: int = 3) -> Target:
+        """The place, when it is reached for the n-th time, n by lot."""
+        return place, self.lots.randint(1, min(most_times, self.times[place]))
+
+    def places(self, group: str, part: str = "") -> list[str]:
+        return [place for place in self.seconds if group_of(place) == group and place.endswith(part)]
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A run at the moment of a fault."""
+
+    run: Path
+    running: Running
+    place: str
+    """Where its process is."""
+
+
+def group_of(place: str) -> str:
+    """One of the four that share the kills."""
+    stage = plain(stage_of(place))
+    return stage if stage in TRAININGS else "rest"
 
 
 def kills(bench: Bench, count: int) -> dict[str, Any]:
+    shares: Counter[str] = Counter()
     where: Counter[str] = Counter()
-    runs = same = 0
-    while where.total() < count:
-        name = bench.name()
-        while True:
-            process = bench.start(name)
-            process.join(bench.lots.uniform(0.02, 0.4) * bench.seconds)
-            if process.exitcode is not None or where.total() == count:
-                process.join()
-                break
-            process.kill()
-            process.join()
-            where[bench.stage(name)] += 1
-        runs += 1
-        same += bench.same(name)
-    return {"fault": "SIGKILL", "count": where.total(), "runs": runs, "same_end": same, "where": dict(where), "good": same == runs}
+    ends: list[bool] = []
+    while shares.total() < count:
+        left = {group: min(KILLS_PER_GROUP, max(0, -(-count // len(GROUPS)) - shares[group])) for group in GROUPS}
+        targets = [bench.target(bench.lots.choice(bench.places(group))) for group in GROUPS for _ in range(left[group])]
+        bench.lots.shuffle(targets)
+        for met in bench.along(targets[: count - shares.total()], ends):
+            met.running.process.kill()
+            met.running.end()
+            where[plain(met.running.place)] += 1
+            shares[group_of(met.running.place)] += 1
+    return {"fault": "SIGKILL", "count": shares.total(), **summary(ends), "shares": dict(shares), "where": table(where), "good": all(ends)}
 
 
 def stops(bench: Bench, count: int) -> dict[str, Any]:
-    longest, same, codes = 0.0, 0, Counter[int]()
-    done: Counter[str] = Counter()
-    for stage in itertools.islice(itertools.cycle(STAGES), count):
-        name = bench.name()
-        process = bench.start(name)
-        while process.is_alive() and bench.stage(name) != stage:
-            time.sleep(0.002)
-        time.sleep(bench.lots.uniform(0, 0.05))
-        began = time.monotonic()
-        process.terminate()
-        process.join()
-        longest = max(longest, time.monotonic() - began)
-        codes[int(process.exitcode or 0)] += 1
-        done[stage] += 1
-        same += bench.same(name)
-    good = same == count and longest < 10 and set(codes) <= {128 + signal.SIGTERM, 0}
+    """With checkpoints so rare that the only one of a training is that of the signal."""
+    where: Counter[str] = Counter()
+    codes: Counter[int] = Counter()
+    ends: list[bool] = []
+    longest, lost = 0.0, 0
+    turns = itertools.cycle(bench.seconds)
+    while where.total() < count:
+        places = itertools.islice(turns, min(STOPS_PER_RUN, count - where.total()))
+        targets = [bench.target(place, 1 if place.endswith("/checkpoint") else 3) for place in places]
+        for met in bench.along(targets, ends, "checkpoint_seconds=1000"):
+            began = time.monotonic()
+            met.running.process.terminate()
+            codes[met.running.end()] += 1
+            longest = max(longest, time.monotonic() - began)
+            where[plain(met.place)] += 1
+            lost += steps_lost(met.run)
+    good = all(ends) and lost == 0 and longest < 10 and set(codes) <= {128 + signal.SIGTERM, 0}
     return {
-        "fault": "SIGTERM", "count": count, "same_end": same, "longest_seconds": round(longest, 2), "exit_codes": dict(codes),
-        "where": dict(done), "good": good,
+        "fault": "SIGTERM", "count": count, **summary(ends), "steps_lost": lost, "longest_seconds": round(longest, 2),
+        "exit_codes": dict(codes), "where": table(where), "good": good,
     }  # fmt: skip
 
 
+def steps_lost(run: Path) -> int:
+    """Steps of the last training in the log that neither a checkpoint nor the stage's output holds."""
+    lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+    if not lines:
+        return 0
+    row = json.loads(lines[-1])
+    name, number = row["stage"], row["round"]
+    output = f"rounds/{number}/{'policy' if name == 'ppo' else name}" if number else name
+    if (run / output / "manifest.json").exists():
+        return 0
+    return row["step"] + 1 - step_of(newest(run / "checkpoints" / (f"{name}-{number}" if name == "reward" else name)))
+
+
 def damages(bench: Bench, count: int) -> dict[str, Any]:
-    same = named = 0
-    for number in range(count):
-        name = bench.name()
-        newest = next(checkpoint_of_killed(bench, name))
-        file = bench.lots.choice(sorted(newest.iterdir()))
-        content = bytearray(file.read_bytes())
-        if number % 2:
-            content[bench.lots.randrange(len(content))] ^= 1 << bench.lots.randrange(8)
-        else:
-            del content[bench.lots.randrange(len(content)) :]
-        file.write_bytes(bytes(content))
-        bench.said(name).unlink()
-        same += bench.same(name)
-        named += f"{newest}: damaged checkpoint" in bench.said(name).read_text()
-    return {"fault": "damaged checkpoint", "count": count, "same_end": same, "named": named, "good": same == named == count}
+    where: Counter[str] = Counter()
+    ends: list[bool] = []
+    named = 0
+    while where.total() < count:
+        targets = [(bench.lots.choice(bench.places(name, "/checkpoint")), bench.lots.randint(3, 9)) for name in TRAININGS]
+        said: list[tuple[Path, str]] = []
+        for met in bench.along(targets[: count - where.total()], ends):
+            met.running.process.kill()
+            met.running.end()
+            stage = stage_of(met.place)
+            checkpoint = newest(met.run / "checkpoints" / (plain(stage) if group_of(stage) == "ppo" else stage))
+            file, how = bench.lots.choice(sorted(checkpoint.iterdir())), bench.lots.choice(("cut", "flipped"))
+            damage(file, how, bench.lots)
+            where[f"{plain(stage)} {file.name} {how}"] += 1
+            said.append((bench.said(met.run), f"{checkpoint}: damaged checkpoint: "))
+        named += sum(words in log.read_text() for log, words in said)
+    return {
+        "fault": "damaged checkpoint", "count": count, **summary(ends), "named": named, "where": table(where),
+        "good": all(ends) and named == count,
+    }  # fmt: skip
 
 
-def checkpoint_of_killed(bench: Bench, name: str) -> Iterator[Path]:
-    """The newest checkpoint of a run that was killed while it trained and has two of that training."""
-    while True:
-        process = bench.start(name)
-        process.join(bench.lots.uniform(0.05, 0.9) * bench.seconds)
-        process.kill()
-        process.join()
-        stage = json.loads((bench.folder / name / "state.json").read_text()) if (bench.folder / name / "state.json").exists() else {}
-        label = f"{stage.get('stage')}-{stage.get('round')}" if stage.get("stage") == "reward" else str(stage.get("stage"))
-        there = (bench.folder / name / "checkpoints" / label).glob("step-*")
-        found = sorted((path for path in there if path.name[5:].isdigit()), key=lambda path: int(path.name[5:]))
-        if len(found) >= 2 and all((path / "manifest.json").exists() for path in found):
-            yield found[-1]
-        shutil.rmtree(bench.folder / name, ignore_errors=True)
+def damage(file: Path, how: str, lots: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "flipped":
+        content[lots.randrange(len(content))] ^= 1 << lots.randrange(8)
+    else:
+        del content[lots.randrange(len(content)) :]
+    file.write_bytes(bytes(content))
 
 
 def full_disks(bench: Bench, count: int) -> dict[str, Any]:
-    """By strace: from its n-th write on, the process meets a full disk."""
-    if shutil.which("strace") is None:
-        return {"fault": "full disk", "count": 0, "good": False, "why": "strace is not installed"}
-    arguments = [sys.executable, "-m", "humanward", "loop"]
-    log = bench.folder / "writes.log"
-    counted = ["strace", "-f", "--seccomp-bpf", "-y", "-o", str(log), "-e", "trace=write"]
-    name = bench.name()
-    subprocess.run([*counted, *arguments, str(bench.folder / name), *bench.options], check=True, capture_output=True)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if re.match(r"\d+ +write\(", line)]
-    inside = [n for n, line in enumerate(lines, start=1) if str(bench.folder / name) in line]
-    same = clean = 0
-    for _ in range(count):
-        shutil.rmtree(bench.folder / name, ignore_errors=True)
-        when = bench.lots.choice(inside)
-        fault = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "-e", "trace=write", "-e", f"inject=write:error=ENOSPC:when={when}"]
-        done = subprocess.run([*fault, *arguments, str(bench.folder / name), *bench.options], check=False, capture_output=True, text=True)
-        last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
-        clean += done.returncode == 0 or (done.returncode == 3 and "disk is full" in last and "Traceback" not in done.stderr)
-        same += bench.same(name)
-    return {"fault": "full disk", "count": count, "one_line_or_not_met": clean, "same_end": same, "good": same == clean == count}
+    disk = bench.folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", disk], check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        return {"fault": "full disk", "count": 0, "good": False, "why": f"no tmpfs of its own: {mounted.stderr.strip()}"}
+    where: Counter[str] = Counter()
+    ends: list[bool] = []
+    told = whole = unmet = 0
+    while where.total() < count:
+        targets = [bench.target(bench.lots.choice(bench.places(group)), 5) for group in GROUPS]
+        for met in bench.along(targets[: count - where.total()], ends, folder=disk):
+            os.kill(met.running.process.pid, signal.SIGSTOP)
+            fill(disk, bench.lots.randrange(bench.lots.choice(LEFT)))
+            os.kill(met.running.process.pid, signal.SIGCONT)
+            code = met.running.end()
+            (disk / "filler").unlink()
+            if code == 0:  # what was left was enough
+                unmet += 1
+                continue
+            said = bench.said(met.run).read_text()
+            last = said.splitlines()[-1]
+            where[re.sub(r"(^error: .*/run-\d+/)|(\.tmp-\d+)|(: .*)|-?\d+", "", last)] += 1
+            fitting = code == 3 and re.fullmatch(FULL, last) is not None and "Traceback" not in said
+            told += fitting
+            if not fitting:
+                print(f"{bench.said(met.run)}: exit code {code}: {last}", file=sys.stderr)
+            whole += all(verify_folder(path) is None for path in met.run.glob("checkpoints/*/step-*") if path.name[5:].isdigit())
+    return {
+        "fault": "full disk", "count": where.total(), **summary(ends), "one_line": told, "checkpoints_whole": whole, "unmet": unmet,
+        "where": table(where), "good": all(ends) and told == whole == where.total(),
+    }  # fmt: skip
+
+
+def fill(disk: Path, left: int) -> None:
+    """Take the space of a disk but for so many bytes."""
+    space = os.statvfs(disk)
+    with (disk / "filler").open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, max(1, space.f_bavail * space.f_bsize - left))
+
+
+def summary(ends: list[bool]) -> dict[str, int]:
+    return {"runs": len(ends), "same_end": sum(ends)}
+
+
+def table(where: Counter[str]) -> dict[str, int]:
+    return dict(sorted(where.items()))
+
+
+def in_own_mounts() -> None:
+    """Go on, where the system allows it, in a namespace whose mounts go when the process does."""
+    mark = "KILL_RESUME_OWN_MOUNTS"
+    if mark not in os.environ and subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode == 0:
+        os.execvpe("unshare", ["unshare", "-rm", *sys.orig_argv], {**os.environ, mark: "1"})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--stops", type=int, default=14)
+    parser.add_argument("--stops", type=int, default=40)
     parser.add_argument("--damages", type=int, default=24)
     parser.add_argument("--full", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.full:
+        in_own_mounts()
     kinds: list[tuple[Callable[[Bench, int], dict[str, Any]], int]] = [
         (kills, args.kills), (stops, args.stops), (damages, args.damages), (full_disks, args.full),
     ]  # fmt: skip
-    bad = 0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = Bench(Path(folder), args.seed)
-        print(json.dumps({"undisturbed_seconds": round(bench.seconds, 2), "files": len(bench.expected)}), flush=True)
+        ends: list[bool] = []
+        list(bench.along([], ends))
+        bad = not all(ends)
+        row = {"fault": "none", **summary(ends), "files": len(bench.expected), "good": all(ends), "seconds": round(bench.whole, 1)}
+        print(json.dumps(row), flush=True)
         for work, count in kinds:
             if count:
                 began = time.monotonic()
                 row = work(bench, count)
-                bad += not row["good"]
-                print(json.dumps(row | {"seconds": round(time.monotonic() - began)}), flush=True)
-    sys.exit(bad > 0)
+                bad |= not row["good"]
+                print(json.dumps(row | {"seconds": round(time.monotonic() - began, 1)}), flush=True)
+    sys.exit(bad)
 
 
 if __name__ == "__main__":
