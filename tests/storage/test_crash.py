@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from humanward.storage import Checkpoints, verify_folder
+from humanward.storage import Checkpoints, MetricsLog, RunFolder, read_json, verify_folder
 
 WRITER = Path(__file__).with_name("writer.py")
 # every call through which a save changes the disk; a kill is delivered before the call takes place
-CALLS = ("mkdir", "openat", "write", "fsync", "rename", "renameat2", "unlink", "unlinkat", "rmdir", "flock")
+CALLS = ("mkdir", "openat", "write", "fsync", "rename", "renameat2", "unlink", "unlinkat", "rmdir", "ftruncate", "flock")
+FULL = r"the disk is full: (more than )?\d+ bytes needed, \d+ bytes free; "
 
 strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is absent: install it to test every crash point")
 
 
-def _writer(folder: Path, steps: list[int], *prefix: str) -> subprocess.CompletedProcess[str]:
+def _writer(folder: Path, steps: list[int], *prefix: str, files: bool = False) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*prefix, sys.executable, str(WRITER), str(folder), *map(str, steps)]
+    command = [*prefix, sys.executable, str(WRITER), *(["--files"] if files else []), str(folder), *map(str, steps)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -32,10 +33,10 @@ def _base(folder: Path) -> Path:
     return folder
 
 
-def _calls(folder: Path, steps: list[int]) -> list[tuple[str, int]]:
+def _calls(folder: Path, steps: list[int], *, files: bool = False) -> list[tuple[str, int]]:
     """(call, n) for each n-th call of a save below ``folder`` that changes the disk, as strace counts them for `inject=call:when=n`."""
     log = folder.with_suffix(".log")
-    result = _writer(folder, steps, "strace", "-f", "--seccomp-bpf", "-y", "-o", str(log), "-e", f"trace={','.join(CALLS)}")
+    result = _writer(folder, steps, "strace", "-f", "--seccomp-bpf", "-y", "-o", str(log), "-e", f"trace={','.join(CALLS)}", files=files)
     assert result.returncode == 0, result.stderr
     seen: dict[str, int] = {}
     found = []
@@ -93,7 +94,7 @@ def test_kill_at_every_system_call(steps: list[int], before: int, after: int, tm
 
 @strace
 @pytest.mark.parametrize(
-    ("fault", "word"), [("ENOSPC", "the disk is full: "), ("EIO", "could not be written: Input/output error")], ids=["full", "failing"]
+    ("fault", "word"), [("ENOSPC", FULL), ("EIO", "could not be written: Input/output error")], ids=["full", "failing"]
 )
 def test_every_failing_write_is_one_line_and_costs_nothing(
     fault: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -112,6 +113,59 @@ def test_every_failing_write_is_one_line_and_costs_nothing(
             assert result.returncode == 3, f"{call} {count}: {result}"
             assert re.fullmatch(rf"\S+/step-3: {word}.*\n", result.stderr), result.stderr
         _check(folder, {2, 3}, capsys)
+
+
+def _check_files(folder: Path, expected: dict[str, bytes]) -> int:
+    """The step of state.json, whose row is in the log; written once more, both are as if nothing had happened."""
+    step = read_json(folder / "state.json")["step"]
+    steps = [row["step"] for row in MetricsLog(folder / "metrics.jsonl").read()]
+    assert steps in ([1, 2], [1, 2, 3])
+    assert step <= steps[-1]
+    with RunFolder(folder).lock():
+        (folder / "lock").unlink()
+        assert _writer(folder, [3], files=True).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    return step
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, dict[str, bytes], list[tuple[str, int]]]:
+    """state.json and a log of steps 1 and 2; what they are with step 3; the calls that write it, below `tmp_path / "counted"`."""
+    assert _writer(tmp_path / "base", [1, 2], files=True).returncode == 0
+    shutil.copytree(tmp_path / "base", tmp_path / "counted")
+    calls = _calls(tmp_path / "counted", [3], files=True)
+    return tmp_path / "base", {path.name: path.read_bytes() for path in (tmp_path / "counted").iterdir()}, calls
+
+
+@strace
+def test_kill_at_every_system_call_of_state_and_log(files: tuple[Path, dict[str, bytes], list[tuple[str, int]]], tmp_path: Path) -> None:
+    base, expected, calls = files
+    assert {call for call, _ in calls} == {"openat", "write", "fsync", "rename"}
+    outcomes = set()
+    for call, count in calls:
+        shutil.rmtree(tmp_path / "counted")
+        shutil.copytree(base, tmp_path / "counted")
+        result = _writer(tmp_path / "counted", [3], *_inject(call, f"signal=SIGKILL:when={count}"), files=True)
+        assert result.returncode in (-9, 137), f"{call} {count} was not reached: {result}"
+        outcomes.add(_check_files(tmp_path / "counted", expected))
+    assert outcomes == {2, 3}
+
+
+@strace
+@pytest.mark.parametrize(
+    ("fault", "word"), [("ENOSPC", FULL), ("EIO", "could not be written: Input/output error")], ids=["full", "failing"]
+)
+def test_every_failing_write_of_state_and_log_is_one_line(
+    fault: str, word: str, files: tuple[Path, dict[str, bytes], list[tuple[str, int]]], tmp_path: Path
+) -> None:
+    base, expected, calls = files
+    for call, count in calls:
+        shutil.rmtree(tmp_path / "counted")
+        shutil.copytree(base, tmp_path / "counted")
+        result = _writer(tmp_path / "counted", [3], *_inject(call, f"error={fault}:when={count}"), "--seccomp-bpf", files=True)
+        assert result.returncode == 3, f"{call} {count}: {result}"
+        assert re.fullmatch(rf"\S+/(state.json|metrics.jsonl): {word}.*\n", result.stderr), result.stderr
+        _check_files(tmp_path / "counted", expected)
 
 
 def test_full_disk_keeps_the_old_checkpoint_and_says_what_is_needed(tmp_path: Path) -> None:
