@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -113,3 +115,31 @@ def test_only_so_many_questions_are_outstanding(loop: Loop, tmp_path: Path, monk
     (tmp_path / "out").mkdir()
     stages.collect(loop.context, 1, tmp_path / "out")
     assert seen == [(16, 0), (32, 16), (40, 32)], "the next 16 wait until the first are answered"
+
+
+def test_the_order_in_which_labels_arrive_changes_no_byte_of_the_reward_model(loop: Loop, tmp_path: Path) -> None:
+    """20 orders, with other ids, times and seconds; the reward model is all that the rest of a round sees of its labels."""
+    source, copy = loop.folder.path, tmp_path / "run"
+    shutil.copytree(source, copy)
+    context = Loop(copy, labelers=loop.context.labelers).context
+    given = snapshot(loop, 1)
+    files = ("model.safetensors", "score_head.safetensors", "validation.json")
+
+    def fitted(run: Path) -> list[bytes]:
+        return [(run / "rounds/1/reward" / name).read_bytes() for name in files]
+
+    arrivals = set()
+    for number in range(20):
+        lots = random.Random(number)
+        store = Store.in_memory(clock=lambda lots=lots: lots.uniform(0, 2e9))
+        store.add_questions(lots.sample(given.questions, len(given.questions)))
+        for label in lots.sample(given.labels, len(given.labels)):
+            store.record(label.labeler, label.question_id, label.answer, f"{lots.random()}", seconds=lots.uniform(1, 60))
+        arrivals.add(tuple(label.question_id for label in store.labels()))
+        store.snapshot(1).save(copy / "rounds/1/labels/snapshot.jsonl")
+        store.close()
+        shutil.rmtree(copy / "rounds/1/reward")
+        stages.fit_reward(context, 1, copy / "rounds/1/reward")
+        shutil.rmtree(copy / "checkpoints/reward-1")
+        assert fitted(copy) == fitted(source)
+    assert len(arrivals) == 20

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +17,15 @@ from humanward.errors import RunError
 from humanward.storage import Checkpoints, MetricsLog
 from humanward.storage.tensors import StoredTensors
 from humanward.trainers import Surroundings, train
+from humanward.trainers import ppo as ppo_room
 from humanward.trainers import reward as reward_room
+from humanward.trainers import sft as sft_room
 from humanward.trainers.guards import Watch
 from humanward.trainers.ppo import repetition
 
-WELL = {"grad_norm": 1.0, "kl": 3.0, "response_length": 12.0, "entropy": 2.0, "missing_truncation": 0.1, "repetition": 0.1}
+WELL = {
+    "grad_norm": 1.0, "value_loss": 0.1, "kl": 3.0, "response_length": 12.0, "entropy": 2.0, "missing_truncation": 0.1, "repetition": 0.1,
+}  # fmt: skip
 
 
 def said(rows: list[dict[str, float]], **settings: Any) -> list[str]:
@@ -30,7 +36,8 @@ def said(rows: list[dict[str, float]], **settings: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("ill", "kind"),
     [
-        ({"grad_norm": 10.5}, "gradient"), ({"kl": 24.5}, "kl"), ({"kl": -1.5}, "negative kl"), ({"response_length": 25.0}, "length"),
+        ({"grad_norm": 10.5}, "gradient"), ({"value_loss": 10.1}, "values"),
+        ({"kl": 24.5}, "kl"), ({"kl": -1.5}, "negative kl"), ({"response_length": 25.0}, "length"),
         ({"response_length": 5.0}, "length"), ({"entropy": 0.4}, "entropy"), ({"missing_truncation": 0.6}, "truncation"),
         ({"repetition": 0.35}, "repetition"), ({"skipped": 1.0}, "numbers"),
     ],
@@ -91,3 +98,98 @@ def test_alarms_are_written_and_cut_with_the_run(problems: ModuleType, tmp_path:
     assert [row["kind"] for row in MetricsLog(tmp_path / "alarms.jsonl").read()] == ["kl"]
     assert len(told) == 1
     assert told[0].startswith("ppo, step 1: the KL is ")
+
+
+BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "spike": 1e6, "-spike": -1e6}
+LATE = 9
+"""A step at which a watch knows what is usual."""
+
+
+def spoil_loss(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, room: ModuleType, name: str) -> None:
+    right = getattr(room, name)
+    monkeypatch.setattr(room, name, lambda *args, **settings: right(*args, **settings) * bad)
+
+
+def spoil_label_weight(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the first question of the batch."""
+    right = reward_room.best_of_k_loss
+    weights = torch.tensor([bad] + [1.0] * (trainer.config.batch_size - 1))
+    monkeypatch.setattr(reward_room, "best_of_k_loss", lambda scores, best: right(scores, best) * weights)
+
+
+def spoil_score(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = trainer.score
+    bad_scores = torch.tensor([bad] + [0.0] * (trainer.config.batch_size - 1))
+
+    def score(*args: Any, **settings: Any) -> Any:
+        scores = right(*args, **settings)
+        return replace(scores, scores=scores.scores + bad_scores)
+
+    monkeypatch.setattr(trainer, "score", score)
+
+
+def spoil_rollout(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first token of the first response."""
+    right = trainer.sample_rollout
+
+    def sample_rollout(index: int) -> Any:
+        rollout = right(index)
+        spoilt = getattr(rollout, name).clone()
+        spoilt[0, 0] = bad
+        return replace(rollout, **{name: spoilt})
+
+    monkeypatch.setattr(trainer, "sample_rollout", sample_rollout)
+
+
+SPOILERS: dict[str, tuple[str, Any]] = {
+    "sft-loss": ("sft", partial(spoil_loss, room=sft_room, name="demonstration_loss")),
+    "reward-loss": ("reward", partial(spoil_loss, room=reward_room, name="best_of_k_loss")),
+    "label-weight": ("reward", spoil_label_weight),
+    "ppo-loss": ("ppo", partial(spoil_loss, room=ppo_room, name="ppo_clip_loss")),
+    "score": ("ppo", spoil_score),
+    "kl": ("ppo", partial(spoil_rollout, name="reference_logprobs")),
+    "logprob": ("ppo", partial(spoil_rollout, name="logprobs")),
+    "value": ("ppo", partial(spoil_rollout, name="values")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize(("name", "spoil"), SPOILERS.values(), ids=SPOILERS.keys())
+def test_a_bad_number_is_caught_in_its_step(
+    problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, spoil: Any, bad: float
+) -> None:
+    """In one step and no other: the watch says something of just that step, what is not finite moves nothing, and no weight is spoilt."""
+    settings = {"episodes": 16 * 12, "ppo_epochs": 1, "minibatches": 1, "kl_target": 6.0} if name == "ppo" else {"epochs": 6}
+    trainer = problems.MAKERS[name](**settings)
+    around = Surroundings(
+        checkpoints=Checkpoints(tmp_path / "checkpoints"), log=MetricsLog(tmp_path / "metrics.jsonl"),
+        alarms=MetricsLog(tmp_path / "alarms.jsonl"), tell=lambda _: None,
+    )  # fmt: skip
+    train(trainer, around, until=LATE)
+    before = {key: tensor.clone() for key, tensor in trainer.tensors().items()}
+    with monkeypatch.context() as spoilt:
+        spoil(trainer, bad, spoilt)
+        train(trainer, around, until=LATE + 1)
+    alarms = MetricsLog(tmp_path / "alarms.jsonl").read()
+    assert {row["step"] for row in alarms} == {LATE}
+    left_out = "numbers" in [row["kind"] for row in alarms]
+    assert left_out or math.isfinite(bad)
+    assert left_out == all(torch.equal(tensor, before[key]) for key, tensor in trainer.tensors().items())
+    train(trainer, around)
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.tensors().values())
+    assert all(math.isfinite(value) for value in trainer.state().values())
+
+
+@pytest.mark.parametrize(("name", "spoil"), SPOILERS.values(), ids=SPOILERS.keys())
+def test_bad_numbers_that_last_end_the_training_with_its_batch(
+    problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, spoil: Any
+) -> None:
+    trainer = problems.MAKERS[name](epochs=4) if name != "ppo" else problems.ppo(minibatches=1)
+    around = Surroundings(checkpoints=Checkpoints(tmp_path / "checkpoints"), faults=tmp_path / "faults", tell=lambda _: None)
+    train(trainer, around, until=2)
+    before = {key: tensor.clone() for key, tensor in trainer.tensors().items()}
+    spoil(trainer, math.nan, monkeypatch)
+    with pytest.raises(RunError, match=r"third time in a row.* The weights are those of step 2; the batch is in (\S+)$") as fault:
+        train(trainer, around, stage=name)
+    assert StoredTensors(Path(str(fault.value).rpartition(" ")[2]) / "batch.safetensors").keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in trainer.tensors().items())

@@ -39,7 +39,7 @@ def keep_batch(folder: Path, stage: str, round: int, step: int, fault: TrainingE
 class Watch:
     """Looks at the metrics of each step and says in words, once per training and kind, what looks ill.
 
-    What is normal is taken from the training itself: its first ``start`` steps, and for the gradient the last 20.
+    What is normal is taken from the training itself: its first ``start`` steps, and for the gradient and the value loss the last 20.
 
     Args:
         kl_limit: KL per response, nats, that is too far; None: none is.
@@ -65,10 +65,11 @@ class Watch:
 
     def _signs(self, now: Mapping[str, float]) -> list[tuple[str, str]]:
         """(kind, sentence) of all that looks ill. A number that is missing is NaN, and no comparison with it holds."""
-        value = {name: now.get(name, math.nan) for name in ("kl", "grad_norm", *WATCHED)}
+        value = {name: now.get(name, math.nan) for name in ("kl", "grad_norm", "value_loss", *WATCHED)}
         first = self.history[: self.start] if len(self.history) >= self.start else []
         usual = {name: _over(statistics.mean, first, name) for name in WATCHED}
-        norm = _over(statistics.median, self.history[-20:] if len(self.history) >= 8 else [], "grad_norm")
+        last = self.history[-20:] if len(self.history) >= 8 else []
+        norm, value_loss = _over(statistics.median, last, "grad_norm"), _over(max, last, "value_loss")
         limit = math.nan if self.kl_limit is None else self.kl_limit
         signs = {
             "numbers": (
@@ -78,6 +79,10 @@ class Watch:
             "gradient": (
                 value["grad_norm"] > 10 * norm,
                 f"the gradient's norm is {value['grad_norm']:.3g}, usually {norm:.3g}; set max_grad_norm or lower the learning rate",
+            ),
+            "values": (
+                value["value_loss"] > 100 * value_loss,
+                f"the value loss is {value['value_loss']:.3g}, lately at most {value_loss:.3g}; is one score or value far from all others?",
             ),
             "kl": (
                 value["kl"] > limit,
