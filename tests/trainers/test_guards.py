@@ -51,6 +51,11 @@ def test_what_is_well_is_not_mentioned() -> None:
     assert said(rows, kl_limit=24.0) == []
 
 
+def test_nothing_is_unusual_before_a_watch_knows_what_is_usual() -> None:
+    ill = {"grad_norm": 1e6, "value_loss": 1e6, "response_length": 99.0, "entropy": 0.0, "missing_truncation": 1.0, "repetition": 0.9}
+    assert said([ill], kl_limit=24.0) == []
+
+
 def test_a_watch_that_looked_back_does_not_say_it_again() -> None:
     watch = Watch(kl_limit=24.0)
     watch.look_back([WELL] * 8 + [WELL | {"kl": 30.0}])

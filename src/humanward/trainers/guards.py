@@ -105,7 +105,7 @@ class Watch:
                 f"{value['missing_truncation']:.0%} of the responses never reach their end",
             ),
             "repetition": (
-                value["repetition"] > max(0.3, 2 * usual["repetition"]),
+                value["repetition"] > 0.3 and value["repetition"] > 2 * usual["repetition"],
                 f"{value['repetition']:.0%} of the tokens repeat one before them, at first {usual['repetition']:.0%}; look at the samples",
             ),
         }
