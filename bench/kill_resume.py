@@ -1,11 +1,11 @@
 """Does a run that is killed, stopped, starved of disk or damaged end like one that nothing disturbed?
 
-    python bench/kill_resume.py [--kills 200] [--stops 40] [--damages 24] [--full 50] [--seed 0]
+    python bench/kill_resume.py [--kills 200] [--stops 40] [--damages 24] [--full 50] [--per-run 20] [--seed 0]
 
 A small run with every stage (supervised fine-tuning, two rounds of labels, reward model and PPO, evaluation, report) is made twice
-undisturbed. Then again and again in other folders, with one fault after the other, each followed by the same command. In the end the
-weights, Adam's moments, metrics, alarms, questions, samples and results of each folder must have the bytes of the undisturbed one, and
-nothing half-written may lie about. One JSON line per kind of fault on stdout; the exit code is 1 if any end differs.
+undisturbed. Then again and again in other folders, with faults on the way (`--per-run 1`: one each), each followed by the same command. In
+the end the weights, Adam's moments, metrics, alarms, questions, samples and results of a folder must have the bytes of the undisturbed
+one, and nothing half-written may lie about. One JSON line per kind of fault on stdout; the exit code is 1 if any end differs.
 
 Each process says on a pipe what it is doing (`reward-2/update`, `ppo-1/rollout`, ...), so that a fault is not timed by the clock: its place
 is drawn by lot, and how often the process comes there first, and how far into it. The tables say where the faults were met.
@@ -60,9 +60,6 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 TRAININGS = ("sft", "reward", "ppo")
 GROUPS = (*TRAININGS, "rest")
-KILLS_PER_GROUP = 5
-"""In one run."""
-STOPS_PER_RUN = 10
 COLD_EVERY = 10
 """Every tenth process starts from nothing; the others are forked from one that has imported everything."""
 DISK = 32 << 20
@@ -70,14 +67,13 @@ LEFT = (1, 16 << 10, 128 << 10)
 """Fewer bytes than these are left of it, by lot: none, too few for a small file, too few for a checkpoint."""
 Target = tuple[str, int]
 """A place, and how often a process must come to it."""
+Ends = list[tuple[int, bool]]
+"""Of each run, how many faults it met, and whether it ended like the undisturbed one."""
 FULL = r"error: \S+: the disk is full: (more than )?\d+ bytes needed, \d+ bytes free; free some space and start again"
 
 
 def make_parts(folder: Path) -> list[str]:
-    """A model over six words, texts and prompts made of them; returns the options of the command."""
-    from humanward.trainers.selftest import tiny_policy
-
-    tiny_policy().save(folder / "model")
+    """Texts and prompts over six words; returns the options of the command."""
     words = ["".join(" ".join(row)) for row in itertools.product(("bad", "w2", "w3", "w4"), repeat=3)]
     (folder / "prompts.txt").write_text("".join(line + "\n" for line in words))
     rows = [json.dumps({"prompt": line, "response": "good w5"}) + "\n" for line in words]
@@ -87,6 +83,13 @@ def make_parts(folder: Path) -> list[str]:
     (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
     labeler = f"score:python:{folder / 'scores.py'}:good"
     return ["--config", f"{folder}/config.yaml", "--model", f"{folder}/model", "--prompts", f"{folder}/prompts.txt", "--labeler", labeler]
+
+
+def save_model(folder: str) -> None:
+    """In a process of its own: a model over the same words."""
+    from humanward.trainers.selftest import tiny_policy
+
+    tiny_policy().save(Path(folder))
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -208,8 +211,8 @@ def plain(place: str) -> str:
 class Bench:
     """The undisturbed run and the means to disturb others."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.lots = folder, random.Random(seed)
+    def __init__(self, folder: Path, seed: int, per_run: int) -> None:
+        self.folder, self.lots, self.per_run = folder, random.Random(seed), per_run
         self.options = make_parts(folder)
         self.cold, self.warm = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
         self.warm.set_forkserver_preload(["humanward.cli.running", "humanward.rounds", "humanward.report", "transformers.models.llama"])
@@ -217,7 +220,9 @@ class Bench:
         self.seconds, self.times = dict[str, float](), dict[str, int]()
         """How long a process is at each place, on average, and how often."""
         self.starts = 0
-        self.start(folder / "warm").end()  # the server's imports are not to be measured
+        process = self.warm.Process(target=save_model, args=(str(folder / "model"),))
+        process.start()
+        process.join()
         undisturbed = folder / "undisturbed"
         began = time.monotonic()
         self.note_places(self.start(undisturbed))
@@ -254,27 +259,30 @@ class Bench:
         """What the processes of a run wrote on stdout and stderr."""
         return self.folder / f"{run.name}.log"
 
-    def along(self, targets: list[Target], ends: list[bool], *settings: str, folder: Path | None = None) -> Iterator[Disturbed]:
+    def along(self, targets: list[Target], ends: Ends, *settings: str, folder: Path | None = None) -> Iterator[Disturbed]:
         """One run, handed over for a fault at each of the places that it comes to, and started again after that.
 
         Args:
             targets: in any order. One that the run does not come to any more is left out.
-            ends: gets whether the end of the run is that of the undisturbed one.
+            ends: gets how many faults the run met, and whether its end is that of the undisturbed one.
         """
         run = (folder or self.folder) / f"run-{next(self.numbers)}"
         running = self.start(run, *settings)
+        faults = 0
         for place, times in sorted(targets, key=lambda target: self.order[stage_of(target[0])]):
             if running.until(place, times):
                 time.sleep(self.lots.uniform(0, self.seconds[place]))
                 running.catch_up()
                 if running.process.is_alive():
+                    faults += 1
                     yield Disturbed(run, running, running.place)
                     running.end()
                     self.starts += 1
                     running = self.start(run, *settings, cold=self.starts % COLD_EVERY == 0)
         code = running.end()
-        ends.append(code == 0 and hashes(run) == self.expected)
-        if ends[-1]:
+        same = code == 0 and hashes(run) == self.expected
+        ends.append((faults, same))
+        if same:
             shutil.rmtree(run)
         else:
             print(f"{run} differs; see {self.said(run)}", file=sys.stderr)
@@ -306,28 +314,34 @@ def group_of(place: str) -> str:
 def kills(bench: Bench, count: int) -> dict[str, Any]:
     shares: Counter[str] = Counter()
     where: Counter[str] = Counter()
-    ends: list[bool] = []
+    ends: Ends = []
     while shares.total() < count:
-        left = {group: min(KILLS_PER_GROUP, max(0, -(-count // len(GROUPS)) - shares[group])) for group in GROUPS}
-        targets = [bench.target(bench.lots.choice(bench.places(group))) for group in GROUPS for _ in range(left[group])]
-        bench.lots.shuffle(targets)
-        for met in bench.along(targets[: count - shares.total()], ends):
+        levels = sorted((level, group) for group in GROUPS for level in range(shares[group], -(-count // len(GROUPS))))
+        groups = [group for _, group in levels[: min(bench.per_run, count - shares.total())]]  # those that are most behind
+        for met in bench.along([bench.target(bench.lots.choice(bench.places(group))) for group in groups], ends):
             met.running.process.kill()
             met.running.end()
             where[plain(met.running.place)] += 1
             shares[group_of(met.running.place)] += 1
-    return {"fault": "SIGKILL", "count": shares.total(), **summary(ends), "shares": dict(shares), "where": table(where), "good": all(ends)}
+    return {
+        "fault": "SIGKILL",
+        "count": shares.total(),
+        **summary(ends),
+        "shares": dict(shares),
+        "where": table(where),
+        "good": all_same(ends),
+    }
 
 
 def stops(bench: Bench, count: int) -> dict[str, Any]:
     """With checkpoints so rare that the only one of a training is that of the signal."""
     where: Counter[str] = Counter()
     codes: Counter[int] = Counter()
-    ends: list[bool] = []
+    ends: Ends = []
     longest, lost = 0.0, 0
     turns = itertools.cycle(bench.seconds)
     while where.total() < count:
-        places = itertools.islice(turns, min(STOPS_PER_RUN, count - where.total()))
+        places = itertools.islice(turns, min(bench.per_run, count - where.total()))
         targets = [bench.target(place, 1 if place.endswith("/checkpoint") else 3) for place in places]
         for met in bench.along(targets, ends, "checkpoint_seconds=1000"):
             began = time.monotonic()
@@ -336,7 +350,7 @@ def stops(bench: Bench, count: int) -> dict[str, Any]:
             longest = max(longest, time.monotonic() - began)
             where[plain(met.place)] += 1
             lost += steps_lost(met.run)
-    good = all(ends) and lost == 0 and longest < 10 and set(codes) <= {128 + signal.SIGTERM, 0}
+    good = all_same(ends) and lost == 0 and longest < 10 and set(codes) <= {128 + signal.SIGTERM, 0}
     return {
         "fault": "SIGTERM", "count": count, **summary(ends), "steps_lost": lost, "longest_seconds": round(longest, 2),
         "exit_codes": dict(codes), "where": table(where), "good": good,
@@ -358,12 +372,14 @@ def steps_lost(run: Path) -> int:
 
 def damages(bench: Bench, count: int) -> dict[str, Any]:
     where: Counter[str] = Counter()
-    ends: list[bool] = []
+    ends: Ends = []
     named = 0
     while where.total() < count:
-        targets = [(bench.lots.choice(bench.places(name, "/checkpoint")), bench.lots.randint(3, 9)) for name in TRAININGS]
+        targets = [
+            (bench.lots.choice(bench.places(name, "/checkpoint")), bench.lots.randint(3, 9)) for name in bench.lots.sample(TRAININGS, 3)
+        ]
         said: list[tuple[Path, str]] = []
-        for met in bench.along(targets[: count - where.total()], ends):
+        for met in bench.along(targets[: min(bench.per_run, count - where.total())], ends):
             met.running.process.kill()
             met.running.end()
             stage = stage_of(met.place)
@@ -375,7 +391,7 @@ def damages(bench: Bench, count: int) -> dict[str, Any]:
         named += sum(words in log.read_text() for log, words in said)
     return {
         "fault": "damaged checkpoint", "count": count, **summary(ends), "named": named, "where": table(where),
-        "good": all(ends) and named == count,
+        "good": all_same(ends) and named == count,
     }  # fmt: skip
 
 
@@ -395,11 +411,11 @@ def full_disks(bench: Bench, count: int) -> dict[str, Any]:
     if mounted.returncode:
         return {"fault": "full disk", "count": 0, "good": False, "why": f"no tmpfs of its own: {mounted.stderr.strip()}"}
     where: Counter[str] = Counter()
-    ends: list[bool] = []
+    ends: Ends = []
     told = whole = unmet = 0
     while where.total() < count:
-        targets = [bench.target(bench.lots.choice(bench.places(group)), 5) for group in GROUPS]
-        for met in bench.along(targets[: count - where.total()], ends, folder=disk):
+        targets = [bench.target(bench.lots.choice(bench.places(group)), 5) for group in bench.lots.sample(GROUPS, 4)]
+        for met in bench.along(targets[: min(bench.per_run, count - where.total())], ends, folder=disk):
             os.kill(met.running.process.pid, signal.SIGSTOP)
             fill(disk, bench.lots.randrange(bench.lots.choice(LEFT)))
             os.kill(met.running.process.pid, signal.SIGCONT)
@@ -416,9 +432,10 @@ def full_disks(bench: Bench, count: int) -> dict[str, Any]:
             if not fitting:
                 print(f"{bench.said(met.run)}: exit code {code}: {last}", file=sys.stderr)
             whole += all(verify_folder(path) is None for path in met.run.glob("checkpoints/*/step-*") if path.name[5:].isdigit())
+    subprocess.run(["umount", disk], check=True)
     return {
         "fault": "full disk", "count": where.total(), **summary(ends), "one_line": told, "checkpoints_whole": whole, "unmet": unmet,
-        "where": table(where), "good": all(ends) and told == whole == where.total(),
+        "where": table(where), "good": all_same(ends) and told == whole == where.total(),
     }  # fmt: skip
 
 
@@ -429,8 +446,13 @@ def fill(disk: Path, left: int) -> None:
         os.posix_fallocate(filler.fileno(), 0, max(1, space.f_bavail * space.f_bsize - left))
 
 
-def summary(ends: list[bool]) -> dict[str, int]:
-    return {"runs": len(ends), "same_end": sum(ends)}
+def summary(ends: Ends) -> dict[str, int]:
+    """``same_end``: faults of the runs that ended like the undisturbed one."""
+    return {"runs": len(ends), "same_runs": sum(same for _, same in ends), "same_end": sum(faults for faults, same in ends if same)}
+
+
+def all_same(ends: Ends) -> bool:
+    return all(same for _, same in ends)
 
 
 def table(where: Counter[str]) -> dict[str, int]:
@@ -450,6 +472,7 @@ def main() -> None:
     parser.add_argument("--stops", type=int, default=40)
     parser.add_argument("--damages", type=int, default=24)
     parser.add_argument("--full", type=int, default=50)
+    parser.add_argument("--per-run", type=int, default=20, help="most faults that one run meets before its end is compared")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.full:
@@ -458,12 +481,12 @@ def main() -> None:
         (kills, args.kills), (stops, args.stops), (damages, args.damages), (full_disks, args.full),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        bench = Bench(Path(folder), args.seed)
-        ends: list[bool] = []
+        bench = Bench(Path(folder), args.seed, args.per_run)
+        ends: Ends = []
         list(bench.along([], ends))
-        bad = not all(ends)
-        row = {"fault": "none", **summary(ends), "files": len(bench.expected), "good": all(ends), "seconds": round(bench.whole, 1)}
-        print(json.dumps(row), flush=True)
+        bad = not all_same(ends)
+        row = {"fault": "none", "count": 1, "same_end": int(not bad), "files": len(bench.expected), "good": not bad}
+        print(json.dumps(row | {"seconds": round(bench.whole, 1)}), flush=True)
         for work, count in kinds:
             if count:
                 began = time.monotonic()
