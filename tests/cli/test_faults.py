@@ -195,7 +195,7 @@ def test_a_model_that_was_exchanged_under_its_run(parts: Parts, tmp_path: Path) 
     assert done.code == 3
     (line,) = errors(done)
     assert line.startswith(
-        f"error: {tmp_path / 'run/checkpoints/ppo/step-4'}: the checkpoint has model.lm_head.weight of shape (8, 16) and "
+        f"error: {tmp_path / 'run/checkpoints/ppo/step-4'}: the checkpoint has policy.model.lm_head.weight of shape (8, 16) and "
     )
     assert "it belongs to another model; put the run's own model back, or start a new run folder" in line
 

@@ -117,9 +117,9 @@ def spoil_loss(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, room: 
 
 def spoil_label_weight(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the first question of the batch."""
-    right = reward_room.best_of_k_loss
+    right = reward_room.preference_loss
     weights = torch.tensor([bad] + [1.0] * (trainer.config.batch_size - 1))
-    monkeypatch.setattr(reward_room, "best_of_k_loss", lambda scores, best: right(scores, best) * weights)
+    monkeypatch.setattr(reward_room, "preference_loss", lambda scores, questions: right(scores, questions) * weights)
 
 
 def spoil_score(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def spoil_rollout(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, nam
 
 SPOILERS: dict[str, tuple[str, Any]] = {
     "sft-loss": ("sft", partial(spoil_loss, room=sft_room, name="demonstration_loss")),
-    "reward-loss": ("reward", partial(spoil_loss, room=reward_room, name="best_of_k_loss")),
+    "reward-loss": ("reward", partial(spoil_loss, room=reward_room, name="preference_loss")),
     "label-weight": ("reward", spoil_label_weight),
     "ppo-loss": ("ppo", partial(spoil_loss, room=ppo_room, name="ppo_clip_loss")),
     "score": ("ppo", spoil_score),

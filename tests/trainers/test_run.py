@@ -150,7 +150,9 @@ def test_a_checkpoint_of_another_model_is_refused(problems: ModuleType, tmp_path
     trainer = problems.MAKERS[name]()
     trained = trainer.updater.bare
     del getattr(trained, "policy", trained).trunk.layers[0]
-    with pytest.raises(RunError, match=rf"^{tmp_path}/checkpoints/step-1: the checkpoint has (policy\.)?model\..* and the model none: it belongs to"):
+    with pytest.raises(
+        RunError, match=rf"^{tmp_path}/checkpoints/step-1: the checkpoint has (policy\.)?model\..* and the model none: it belongs to"
+    ):
         train(trainer, surroundings(tmp_path))
 
 
