@@ -30,11 +30,8 @@ format: $(VENV)/.test  ## Format the code and fix what ruff can fix
 docs: $(VENV)/.run  ## Make the pages of docs/ that follow from the code
 	$(BIN)/python recipes/pages.py
 
-bench: $(VENV)/.bench  ## Measure speed against peers on this machine
-	@for script in bench/*.py; do \
-		[ -f "$$script" ] || { echo "bench/: no benchmark yet" >&2; exit 1; }; \
-		echo "$$script"; $(BIN)/python "$$script" || exit 1; \
-	done
+bench: $(VENV)/.bench  ## Measure speed and memory beside peers and rewrite docs/benchmarks.md (an hour or two)
+	$(BIN)/python bench/speed all --write docs/benchmarks.md
 
 clean:  ## Remove the environment, caches and built files; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
@@ -62,4 +59,5 @@ $(VENV)/.test: $(VENV)/.run
 
 $(VENV)/.bench: $(VENV)/.run
 	@$(PIP) -e '.[bench]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/trl-1.12.0 'trl==1.12.0'
 	@touch $@

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 
 from humanward.config import Config
-from humanward.data.batches import epoch_order, length_sorted_batches, token_batches
+from humanward.data.batches import epoch_order, length_sorted_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.normalization import gain_and_bias
 from humanward.models import RewardModel
@@ -21,7 +21,7 @@ from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.questions import check_questions, collate, preference_loss, tokens_of
 from humanward.trainers.scoring import Episodes
-from humanward.trainers.updates import Updater, my_rows, sum_over_processes, with_prefix, without_prefix
+from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over_processes, with_prefix, without_prefix
 
 
 class RewardConfig(Config):
@@ -33,8 +33,9 @@ class RewardConfig(Config):
     """``linear``: to 0 over the training, as the 2019 code."""
     batch_size: PositiveInt = 32
     """Questions per update, over all processes."""
-    micro_batch_tokens: PositiveInt = 4096
-    """Tokens per forward, in whole questions, like lengths together. Changes memory and speed, never the result."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens per forward, in whole questions, like lengths together. Changes memory and speed, never the result.
+    null: 2048 on a CPU, 16384 on a GPU."""
     epochs: PositiveInt = 1
     """Passes over the labels. One, against overfitting (2019)."""
     adam_eps: PositiveFloat = 1e-5
@@ -129,7 +130,7 @@ class RewardTrainer:
             correct.append(((scores.argmax(1) == questions.best) & real).sum())
             return (preference_loss(scores, questions) * real).sum() / len(batch)
 
-        micro = token_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens)
+        micro = micro_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens, self.accelerator.device)
         metrics = self.updater.update(
             [[own[i] for i in rows] for rows in micro], loss, what="reward model",
             batch=lambda: collate([comparison for comparison, _ in own], self.reward_model.pad_id, self.accelerator.device).tensors(),

@@ -11,13 +11,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from humanward.config import Config
-from humanward.data.batches import epoch_order, left_pad, right_pad, token_batches
+from humanward.data.batches import epoch_order, left_pad, right_pad
 from humanward.data.demonstrations import Demonstration
 from humanward.errors import UserError
 from humanward.models import Policy, check_context
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
-from humanward.trainers.updates import Updater, my_rows, with_prefix, without_prefix
+from humanward.trainers.updates import Updater, micro_batches, my_rows, with_prefix, without_prefix
 
 
 class SFTConfig(Config):
@@ -29,8 +29,9 @@ class SFTConfig(Config):
     """Passes over the demonstrations."""
     batch_size: PositiveInt = 32
     """Demonstrations per update, over all processes."""
-    micro_batch_tokens: PositiveInt = 4096
-    """Tokens per forward, in whole demonstrations, like lengths together. Changes memory and speed, never the result."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens per forward, in whole demonstrations, like lengths together. Changes memory and speed, never the result.
+    null: 2048 on a CPU, 16384 on a GPU."""
     lr: PositiveFloat = 1e-4
     """Highest learning rate."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -95,7 +96,7 @@ class SFTTrainer:
         filler = Demonstration(batch[0].prompt, (), "")  # counts for nothing; so that every process has the same share
         padded = [*batch, *(filler for _ in range(-len(batch) % self.accelerator.num_processes))]
         own = padded[my_rows(self.accelerator, len(padded))]
-        micro = token_batches([len(d.prompt) + len(d.response) for d in own], self.config.micro_batch_tokens)
+        micro = micro_batches([len(d.prompt) + len(d.response) for d in own], self.config.micro_batch_tokens, self.accelerator.device)
 
         def loss(module: nn.Module, rows: list[Demonstration]) -> Tensor:
             return demonstration_loss(module, rows, self.policy, self.accelerator.device) / tokens

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from humanward.data.batches import token_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.schedules import cosine, linear_to_zero
 from humanward.trainers.guards import BAD_UPDATES, TrainingError
@@ -174,6 +175,13 @@ class Updater:
             if moments:
                 state[p] = {"step": torch.tensor(float(updates), device=p.device), **moments}
         self.updates, self.bad_in_a_row = updates, int(given["bad_in_a_row"])
+
+
+def micro_batches(lengths: Sequence[int], tokens: int | None, device: torch.device) -> list[list[int]]:
+    """Rows that share a forward, of at most ``tokens`` together; None: as many as are fast there. A CPU wants temporaries that stay near
+    its caches, a GPU long kernels.
+    """
+    return token_batches(lengths, tokens or (2048 if device.type == "cpu" else 16384))
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""Speed and memory beside peers, one row of docs/benchmarks.md each.
+
+    python bench/speed ROW [--shapes S M] [--dtypes float32] [--steps 7]    one JSON line per shape and number type
+    python bench/speed all --write docs/benchmarks.md                       every row, in processes of their own
+    python bench/speed page RESULTS.jsonl --write docs/benchmarks.md        the page from lines that are there
+
+Both sides run in turn in one process, from the same weights on the same batch, the peer at the fastest of some micro-batches; before
+anything is measured both must give the same loss. Memory is that of each side alone in a process, above what stands before its model is
+built. Rows:
+
+    ROWS
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import generation
+import harness
+import page
+import pairs
+import ppo
+import torch
+import transformers
+
+from humanward.models import keep_freed_memory
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Make = Callable[[str, torch.dtype, str], harness.Row]
+# Smaller batches at M, so that a row takes minutes: everything else is the same, and both sides have the same batch.
+ROWS: dict[str, dict[str, Make]] = {
+    "dpo": {"S": pairs.dpo, "M": partial(pairs.dpo, count=2)},
+    "dpo_short": {"S": partial(pairs.dpo, count=16, prompt=64), "M": partial(pairs.dpo, count=4, prompt=64)},
+    "dpo_k4": {"S": partial(pairs.dpo, count=2, K=4), "M": partial(pairs.dpo, count=1, K=4)},
+    "dpo_ragged": {"S": partial(pairs.dpo, count=32, real=True), "M": partial(pairs.dpo, count=8, real=True)},
+    "reward": {"S": pairs.reward, "M": partial(pairs.reward, count=2)},
+    "reward_k4": {"S": partial(pairs.reward, count=2, K=4), "M": partial(pairs.reward, count=1, K=4)},
+    "generate": {"S": generation.generate, "M": generation.generate},
+    "best_of_4": {
+        "S": partial(generation.generate, count=1, prompt=512, K=4), "M": partial(generation.generate, count=1, prompt=512, K=4),
+    },
+    "ppo": {"S": ppo.ppo, "M": partial(ppo.ppo, count=8)},
+    "ppo_ragged": {
+        "S": partial(ppo.ppo, count=8, prompt=512, response=75, ragged=True),
+        "M": partial(ppo.ppo, count=2, prompt=512, response=75, ragged=True),
+    },
+    "ppo_one_trunk": {"S": partial(ppo.ppo, one_trunk=True), "M": partial(ppo.ppo, count=8, one_trunk=True)},
+}  # fmt: skip
+BOTH = ("ppo", "ppo_ragged")
+"""Rows that the page has in both number types whatever the machine."""
+
+
+def measure(name: str, shape: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
+    row = make(name, shape, dtype, device)
+    found = harness.compare(row, steps=steps, dtype=DTYPES[dtype], device=device)
+    head = page.machine(device) | {"row": name, "shape": shape, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
+    needs = {side: alone(name, shape, dtype, device, side, found["peer_micro_batch"]) for side in ("ours", "theirs")}
+    return head | found | {
+        "memory_mb": {side: round(size / 1e6) for side, size in needs.items()}, "memory_ratio": round(needs["ours"] / needs["theirs"], 2),
+    }  # fmt: skip
+
+
+def make(name: str, shape: str, dtype: str, device: str) -> harness.Row:
+    sizes = ROWS[name]
+    return sizes.get(shape, sizes["M"])(shape, DTYPES[dtype], device)
+
+
+def alone(name: str, shape: str, dtype: str, device: str, side: str, micro_batch: int) -> int:
+    """Bytes that one side needs, in a process of its own."""
+    command = [sys.executable, __file__.removesuffix("/__main__.py"), name, "--shapes", shape, "--dtypes", dtype, "--device", device]
+    done = subprocess.run([*command, "--alone", side, "--micro-batch", str(micro_batch)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}: {side} alone failed:\n{done.stderr}")
+    return int(done.stdout.split()[-1])
+
+
+def every_row(shapes: list[str], steps: int, device: str) -> list[dict[str, Any]]:
+    """All rows, each in a process of its own: two releases of TRL cannot share one."""
+    found: list[dict[str, Any]] = []
+    for name in ROWS:
+        dtypes = ["float32", "bfloat16"] if name in BOTH and device == "cpu" else ["bfloat16" if device == "cuda" else "float32"]
+        command = [sys.executable, __file__.removesuffix("/__main__.py"), name, "--steps", str(steps), "--device", device]
+        done = subprocess.run([*command, "--shapes", *shapes, "--dtypes", *dtypes], stdout=subprocess.PIPE, text=True, check=True)
+        found += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        print(done.stdout, end="", flush=True)
+    return found
+
+
+def main() -> None:
+    listing = "\n    ".join(ROWS)
+    parser = argparse.ArgumentParser(
+        prog="bench/speed", description=(__doc__ or "").replace("ROWS", listing), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", choices=[*ROWS, "all", "page"])
+    parser.add_argument("results", nargs="?", type=Path, help="of `page`: a file with JSON lines")
+    parser.add_argument("--shapes", nargs="+", default=["S", "M"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=list(DTYPES))
+    parser.add_argument("--steps", type=int, default=7, help="measured ones of each side")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--write", type=Path, help="a page to write")
+    parser.add_argument("--alone", choices=["ours", "theirs"], help="print the bytes that one side needs")
+    parser.add_argument("--micro-batch", type=int, default=1)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    if args.row in ("all", "page"):
+        found = every_row(args.shapes, args.steps, args.device) if args.row == "all" else page.read(args.results)
+        if args.write is not None:
+            args.write.write_text(page.page(found))
+        return
+    if args.alone != "theirs":
+        keep_freed_memory()  # for both sides where they run in turn; the peer alone has what its user would have
+    if args.alone is not None:
+        print(harness.memory(make(args.row, args.shapes[0], args.dtypes[0], args.device), args.alone, args.micro_batch, args.device))
+        return
+    for shape in args.shapes:
+        for dtype in args.dtypes:
+            print(json.dumps(measure(args.row, shape, dtype, args.device, args.steps)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Two steps in turn in one process: the only fair comparison on a machine whose speed wanders. Memory is measured in processes apart."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from humanward.models.precision import matmul_rate
+from humanward.rounds.loop import reset_peak_memory
+
+Step = Callable[[], float]
+"""Does one step and returns a number that both sides must agree on where they can, such as its loss."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: how to build either side, and what a step is worth."""
+
+    ours: Callable[[], Step]
+    theirs: Callable[[int], Step]
+    """With a micro-batch of so many of the peer's own rows."""
+    peer: str
+    micro_batches: Sequence[int]
+    """What the peer is tried with; the fastest is compared."""
+    flop: float
+    """Of one step, each prompt computed once, the head at response tokens only."""
+    tokens: int
+    """Of one step, each prompt counted once."""
+    work: str
+    """What a step is, for the page."""
+    agree: float | None = 1e-3
+    """How near the first two numbers of both sides must be; None: they sample."""
+
+
+def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Run both ``steps`` times in turn, after one step each that is not counted.
+
+    Raises:
+        SystemExit: the first steps differ: this would compare different things.
+    """
+    ours = row.ours()
+    candidates = {size: row.theirs(size) for size in row.micro_batches}
+    first = {size: step() for size, step in candidates.items()}
+    tried = {size: min(_seconds(step, device) for _ in range(1)) for size, step in candidates.items()} if len(candidates) > 1 else {}
+    size = min(tried, key=lambda s: tried[s]) if tried else row.micro_batches[0]
+    theirs = candidates[size]
+    candidates.clear()
+    mine = ours()
+    if row.agree is not None and abs(mine - first[size]) > row.agree * abs(first[size]):
+        raise SystemExit(f"the first steps differ, {mine} and {first[size]}: this would compare different things")
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for number in range(steps):
+        for name, step in (("ours", ours), ("theirs", theirs)) if number % 2 else (("theirs", theirs), ("ours", ours)):
+            times[name].append(_seconds(step, device))
+    peak = matmul_rate(dtype, torch.device(device))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "work": row.work,
+        "peer": row.peer,
+        "peer_micro_batch": size,
+        "steps": steps,
+        "first": {"ours": mine, "theirs": first[size]},
+        "seconds_median": {name: round(value, 4) for name, value in median.items()},
+        "seconds_min": {name: round(min(values), 4) for name, values in times.items()},
+        "times_as_fast": round(median["theirs"] / median["ours"], 2),
+        "tokens_per_second": round(row.tokens / median["ours"]),
+        "matmul_peak_gflops": round(peak / 1e9),
+        "share_of_matmul_peak": round(row.flop / median["ours"] / peak, 3),
+    }
+
+
+def memory(row: Row, side: str, micro_batch: int, device: str) -> int:
+    """Bytes that one side needs above what stands before its model is built: weights, optimiser and the highest of two steps."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        reset_peak_memory()
+        before = status("VmRSS")
+    step = row.ours() if side == "ours" else row.theirs(micro_batch)
+    step()
+    step()
+    return (torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")) - before
+
+
+def status(name: str) -> int:
+    """Bytes, of a line of /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _seconds(step: Step, device: str) -> float:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,120 @@
+"""docs/benchmarks.md from the JSON lines of the rows."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TITLES = {
+    "dpo": "DPO, 512 + 64 tokens",
+    "dpo_short": "DPO, 64 + 64 tokens",
+    "dpo_k4": "DPO on orders of 4, 512 + 64 tokens",
+    "dpo_ragged": "DPO on real dialogues (hh-rlhf, harmless-base test)",
+    "reward": "reward model on pairs, 512 + 64 tokens",
+    "reward_k4": "reward model on orders of 4, 512 + 64 tokens",
+    "generate": "sample 64 responses, 64 + 24 tokens",
+    "best_of_4": "sample 4 responses to one prompt of 512",
+    "ppo": "PPO step, 64 + 24 tokens",
+    "ppo_ragged": "PPO step, ragged, up to 512 + 75 tokens",
+    "ppo_one_trunk": "PPO step, policy and value on one trunk (the peer: two)",
+}
+TO_REACH = {
+    "dpo": (2.0, 3.0), "dpo_short": (1.3, 1.6), "dpo_k4": (2.3, 3.0), "dpo_ragged": (2.0, 3.0), "reward": (1.6, 2.0),
+    "reward_k4": (2.3, 3.0), "generate": (1.4, 1.8), "best_of_4": (1.9, 2.5), "ppo_one_trunk": (2.0, 3.0),
+    ("ppo", "float32"): (1.0, 1.15), ("ppo", "bfloat16"): (1.3, 1.7),
+    ("ppo_ragged", "float32"): (1.6, 2.0), ("ppo_ragged", "bfloat16"): (1.8, 2.5),
+}  # fmt: skip
+"""Floor and goal of ``times_as_fast``, set before anything was built."""
+
+COLUMNS = (
+    "what", "model", "type", "ours, s", "peer, s", "times as fast", "floor / goal", "memory, MB: ours / peer", "ratio", "tokens/s",
+    "share of peak",
+)  # fmt: skip
+
+COLUMNS = (
+    "what", "model", "type", "ours, s", "peer, s", "times as fast", "floor / goal", "memory, MB: ours / peer", "ratio", "tokens/s",
+    "share of peak",
+)  # fmt: skip
+HEAD = """# Speed and memory beside peers
+
+`make bench` writes this page: each row is `python bench/speed ROW`, which runs our step and the peer's in turn in one process, from the
+same weights on the same batch, and refuses to compare where the first losses differ. The peer has the fastest of several micro-batches,
+and no dropout, checkpointing or logging. Models have random weights: S is a GPT-2 of 10 layers x 256 with 8192 tokens (10 million
+weights), M is GPT-2 small (124 million). bfloat16 is what each side means by it: ours has 16-bit weights with float32 copies, the peer
+autocast.
+
+Times are medians, the least in brackets. "Times as fast" is the peer's median divided by ours, with the floor and the goal that were set
+before. Memory is what a side needs above an empty process, alone in one: weights, optimiser and the highest moment of two steps. The
+share of the peak counts the least arithmetic that the step needs, each prompt once, against the best rate of a large matrix product
+measured beside it; what a step does besides products is in the time and not in the count.
+"""
+
+
+def machine(device: str) -> dict[str, str]:
+    """What ran, and when."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    cpu = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return {
+        "machine": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "versions": f"torch {torch.__version__}, transformers {version('transformers')}, TRL {version('trl')}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file; the last of its kind counts."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("{"):
+            row = json.loads(line)
+            found[row["row"], row["shape"], row["dtype"], row["device"]] = row
+    return list(found.values())
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """The page as Markdown."""
+    parts = [HEAD]
+    for device in sorted({row["device"] for row in rows}):
+        own = [row for row in rows if row["device"] == device]
+        peaks = sorted({row["matmul_peak_gflops"] for row in own})
+        parts.append(f"## {own[0]['machine']}\n")
+        dates = sorted({row["date"] for row in own})
+        parts.append(f"{', '.join(dates)}; {own[0]['versions']}; matrix products at {peaks[0]} to {peaks[-1]} GFLOP/s.\n")
+        parts += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+        for name in TITLES:
+            parts += [line(row) for row in own if row["row"] == name]
+        parts.append("\n### What a step is\n")
+        parts += [
+            f"- **{TITLES[row['row']]}, {row['shape']}**: {row['work']}; {row['peer']}{micro(row)}, {row['steps']} steps of each."
+            for row in own
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def line(row: dict[str, Any]) -> str:
+    floor, goal = TO_REACH.get((row["row"], row["dtype"])) or TO_REACH[row["row"]]
+    ours, theirs = (f"{row['seconds_median'][side]:.2f} ({row['seconds_min'][side]:.2f})" for side in ("ours", "theirs"))
+    memory = row["memory_mb"]
+    cells = (
+        TITLES[row["row"]], row["shape"], row["dtype"], ours, theirs, f"**{row['times_as_fast']:.2f}**", f"{floor} / {goal}",
+        f"{memory['ours']} / {memory['theirs']}", f"{row['memory_ratio']:.2f}", f"{row['tokens_per_second']}",
+        f"{100 * row['share_of_matmul_peak']:.0f} %",
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def micro(row: dict[str, Any]) -> str:
+    return "" if row["row"] in ("generate", "best_of_4") else f" with micro-batches of {row['peer_micro_batch']}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
