@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from humanward.data import left_pad, right_pad
-from humanward.models import Policy, RewardModel, context_length, forward, packs_exactly, response_states
+from humanward.models import Policy, RewardModel, attention, context_length, forward, packs_exactly, response_states
 from humanward.models.loading import trunk_of
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 
@@ -354,3 +354,19 @@ def test_the_lm_head_of_a_reward_model_waits_for_no_gradient() -> None:
     reward_model = RewardModel(make("llama"), tiny_tokenizer()).double()
     reward_model(*block(2)).sum().backward()
     assert [name for name, p in reward_model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(5, 5, True), (300, 300, True), (7, 20, False)])
+def test_attention_in_steps_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, causal: bool) -> None:
+    """Where the fused kernel is slow: in float64 the same to rounding, forward and backward, also over several blocks of rows."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 3, queries, 4), (2, 3, keys, 4), (2, 3, keys, 4)]
+    given = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
+    mask = None if causal else torch.rand(2, 1, queries, keys, generator=generator) < 0.8
+    found = []
+    for slow in (False, True):
+        monkeypatch.setattr(attention, "_slow_when_fused", lambda q, slow=slow: slow)
+        out = attention.attend(*given, mask, causal, None, 0.0, None)
+        found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

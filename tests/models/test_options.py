@@ -155,8 +155,8 @@ def test_sampling_keeps_its_cache(family: str, training: bool) -> None:
 
 def test_a_model_that_cannot_be_checkpointed(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of("gpt2")
-    monkeypatch.setattr(type(policy.model), "supports_gradient_checkpointing", False)
-    with pytest.raises(UserError, match=r"^gradient_checkpointing: GPT2LMHeadModel cannot do it; set gradient_checkpointing=false$"):
+    monkeypatch.setattr(type(policy.trunk), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match=r"^gradient_checkpointing: GPT2Model cannot do it; set gradient_checkpointing=false$"):
         with_options(policy, gradient_checkpointing=True)
 
 
