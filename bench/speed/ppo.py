@@ -71,10 +71,15 @@ def ppo(
 
     def theirs(micro_batch: int) -> Step:
         import greenlet
+        from accelerate.state import AcceleratorState
         from datasets import Dataset
         from transformers import TrainerCallback
 
         Config, Trainer = trl_1_12()
+        # careful: this release leaves the number type to the environment, which its own bf16=True does not set in transformers 5, and all
+        # of Accelerate shares the first one's.
+        AcceleratorState._reset_state()
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if dtype == torch.bfloat16 else "no"
         arguments = Config(
             output_dir=tempfile.gettempdir() + "/humanward-bench", per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=count // micro_batch, num_mini_batches=1, num_ppo_epochs=EPOCHS, total_episodes=count * STEPS,
@@ -102,6 +107,7 @@ def ppo(
             reward_model=scorer(shape, seed=3, device=device), value_model=scorer(shape, seed=2, device=device), train_dataset=data,
             eval_dataset=data, callbacks=[Pause()],
         )  # fmt: skip
+        del os.environ["ACCELERATE_MIXED_PRECISION"]
         trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, Pause)]
         training = greenlet.greenlet(trainer.train)
         return lambda: float(training.switch())
