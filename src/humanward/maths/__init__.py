@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
     from humanward.maths.reward_losses import all_pairs_loss, best_of_k_loss, choice_loss, pair_loss
     from humanward.maths.schedules import cosine, labels_required, linear_to_zero
+    from humanward.maths.sequential import (
+        WinRateSequence,
+        betting_capital,
+        confidence_sequence,
+        fixed_sample_size,
+        mixture_capital,
+        stopping_reason,
+    )
     from humanward.maths.statistics import WinRate, bootstrap_interval, clopper_pearson, sign_test, wilson_interval, win_rate
     from humanward.maths.value_losses import clipped_value_loss
     from humanward.maths.whitening import whiten
@@ -55,6 +63,7 @@ __all__ = [
     "Proportion",
     "SequentialTest",
     "WinRate",
+    "WinRateSequence",
     "adapted_kl_coef",
     "add_at_last_token",
     "agreement_interval",
@@ -62,6 +71,7 @@ __all__ = [
     "approx_kl",
     "best_of_k_loss",
     "best_of_n_frontier",
+    "betting_capital",
     "bootstrap_interval",
     "chance_agreement_test",
     "choice_loss",
@@ -69,10 +79,12 @@ __all__ = [
     "clipped_value_loss",
     "clopper_pearson",
     "cohen_kappa",
+    "confidence_sequence",
     "consensus_of_others",
     "cosine",
     "entropy",
     "fast_answers",
+    "fixed_sample_size",
     "flag_labeler",
     "fleiss_kappa",
     "gae",
@@ -87,6 +99,7 @@ __all__ = [
     "linear_logprobs",
     "linear_to_zero",
     "masked_mean",
+    "mixture_capital",
     "observed_agreement",
     "one_place_test",
     "optimal_policy",
@@ -100,6 +113,7 @@ __all__ = [
     "response_mask_until_eos",
     "reweighted_frontier",
     "sign_test",
+    "stopping_reason",
     "truncate_at",
     "whiten",
     "wilson_interval",
@@ -141,6 +155,14 @@ _MODULES = {
     "policy_losses": ("approx_kl", "clip_fraction", "ppo_clip_loss"),
     "reward_losses": ("all_pairs_loss", "best_of_k_loss", "choice_loss", "pair_loss"),
     "schedules": ("cosine", "labels_required", "linear_to_zero"),
+    "sequential": (
+        "WinRateSequence",
+        "betting_capital",
+        "confidence_sequence",
+        "fixed_sample_size",
+        "mixture_capital",
+        "stopping_reason",
+    ),
     "statistics": ("WinRate", "bootstrap_interval", "clopper_pearson", "sign_test", "wilson_interval", "win_rate"),
     "value_losses": ("clipped_value_loss",),
     "whitening": ("whiten",),
