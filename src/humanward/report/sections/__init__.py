@@ -1,0 +1,40 @@
+"""What each section of the report says: numbers of a run turned into words, tables and drawings, a file for each theme.
+
+Anything absent is named in ``run.missing``.
+"""
+
+from __future__ import annotations
+
+from humanward.report.sections.asked import asked, labeler_words, settings_tables
+from humanward.report.sections.curves import alarms, learning_curves, more_curves
+from humanward.report.sections.parts import Chart, Table, policy_name
+from humanward.report.sections.price import frontier_chart
+from humanward.report.sections.records import environment_table, labels_table, samples, time_table
+from humanward.report.sections.reward import reward_model
+from humanward.report.sections.wins import WinRate, headline, quality_table, score_table, scored_by, verdict, win_rate_chart, win_rates
+
+__all__ = [
+    "Chart",
+    "Table",
+    "WinRate",
+    "alarms",
+    "asked",
+    "environment_table",
+    "frontier_chart",
+    "headline",
+    "labeler_words",
+    "labels_table",
+    "learning_curves",
+    "more_curves",
+    "policy_name",
+    "quality_table",
+    "reward_model",
+    "samples",
+    "score_table",
+    "scored_by",
+    "settings_tables",
+    "time_table",
+    "verdict",
+    "win_rate_chart",
+    "win_rates",
+]

@@ -1,0 +1,89 @@
+"""What was asked: the run in plain words, and its settings."""
+
+from __future__ import annotations
+
+from humanward.report.reading import Run, flat
+from humanward.report.sections.parts import Table
+from humanward.report.sections.records import labels_table
+from humanward.report.text import clipped, decimal, without_secrets
+
+# The settings that decide the result, in the order in which a reader asks for them.
+IMPORTANT = {
+    "model": "language model tuned; also the reference",
+    "prompts": "where prompts come from",
+    "labeler": "who says which response is better",
+    "seed": "seed of the whole run",
+    "labels.total": "labels due by the end of PPO",
+    "labels.initial": "labels before the first reward model",
+    "labels.rounds": "reward-model fits",
+    "labels.responses_per_question": "responses shown per question",
+    "task.prompt_length": "tokens of a prompt, at most",
+    "task.response_length": "tokens of a response",
+    "task.temperature": "sampling temperature",
+    "task.truncate_token": "a response ends at this mark",
+    "task.truncate_after": "but not before this token",
+    "task.missing_truncation_score": "score of a response without the mark",
+    "reward.lr": "learning rate of the reward model",
+    "reward.batch_size": "questions per reward-model update",
+    "ppo.episodes": "responses sampled in PPO",
+    "ppo.batch_size": "responses per PPO batch",
+    "ppo.ppo_epochs": "passes over a batch",
+    "ppo.lr": "learning rate of PPO",
+    "ppo.kl_coef": "weight of the KL penalty (at the start)",
+    "ppo.kl_target": "KL aimed at, nats per response",
+    "ppo.clip_range": "clip range of the policy ratio",
+    "evaluation.prompts": "fresh prompts for evaluation",
+}
+
+
+def labeler_words(run: Run) -> tuple[str, bool]:
+    """Who labels, in words, and whether that is a program with a known score."""
+    value = run.results.get("labeler", run.config.get("labeler"))
+    name = str(value.get("name", value)) if isinstance(value, dict) else str(value or "")
+    if not name:
+        return "a labeler that is not recorded", False
+    return (f"the known score “{name.removeprefix('score:')}”", True) if name.startswith("score:") else (f"the labeler “{name}”", False)
+
+
+def asked(run: Run) -> list[str]:
+    """The run in plain words: one paragraph of sentences, each only as far as the settings are known."""
+    settings = flat(run.config)
+    if not settings:
+        return []
+    labeler, known_score = labeler_words(run)
+    responses = settings.get("labels.responses_per_question", "several")
+    sentences = [f"Make the language model {settings.get('model', '(not recorded)')} write what {labeler} prefers."]
+    given, rounds = labels_table(run)[0], settings.get("labels.rounds")
+    total = settings.get("labels.total") if given is None else str(given)
+    ask = f"The model wrote {responses} responses to each of many prompts, and the labeler said which one is best"
+    sentences.append(f"{ask}: {_counted(total)} labels in {_rounds(rounds)}." if total else f"{ask}.")
+    sentences.append("A reward model learned to predict those choices, and PPO tuned the policy to raise its score,")
+    target = settings.get("ppo.kl_target", "none")
+    held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
+    sentences[-1] += f" {held} KL divergence from the model it started as."
+    if known_score:
+        sentences.append("The labeler is a program with a known score, not a person: the result can be checked against the truth.")
+    return sentences
+
+
+def _counted(text: str) -> str:
+    value = _as_number(text)
+    return decimal(value, 9) if value is not None else text
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text.replace("_", ""))
+    except ValueError:
+        return None
+
+
+def _rounds(text: str | None) -> str:
+    return "one round" if text == "1" else f"{text} rounds" if text else "one or more rounds"
+
+
+def settings_tables(run: Run) -> tuple[Table, Table]:
+    """The important settings with their meaning, and all of them."""
+    settings = {key: without_secrets(key, clipped(value, 300)) for key, value in flat(run.config).items()}
+    important = [[key, settings[key], meaning] for key, meaning in IMPORTANT.items() if key in settings]
+    return Table(["setting", "value", "meaning"], important), Table(["setting", "value"], [[k, v] for k, v in settings.items()])

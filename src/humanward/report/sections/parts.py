@@ -1,0 +1,70 @@
+"""What the sections share: tables, charts, names of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from humanward.report.reading import number
+from humanward.report.svg import inline_svg
+from humanward.report.text import clipped, interval, visible
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+RESULTS = "evaluation/results.json"
+TABLE_ROWS = 60
+
+POLICY_NAMES = {
+    "ppo": "PPO policy",
+    "reference": "reference",
+    "sft": "SFT on chosen responses",
+    "dpo": "DPO policy",
+    "best_of_n": "best of n",
+}
+SHORT_NAMES = {"ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column names and rows of text; the first column names the row."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing (perhaps in two widths), its words and the numbers behind it."""
+
+    name: str
+    title: str
+    caption: str
+    pictures: list[Markup]
+    table: Table
+
+
+def policy_name(name: object) -> str:
+    """A policy's key in the results as words; unknown keys as they are, made visible and short."""
+    return POLICY_NAMES.get(str(name), visible(clipped(str(name), 40)))
+
+
+def two_widths(name: str, title: str, description: str, draw: Any) -> list[Markup]:
+    """The same drawing for a wide and for a narrow page."""
+    return [
+        inline_svg(draw(width), name=f"{name}-{width}", title=title, description=description, width=width) for width in ("wide", "narrow")
+    ]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` items, evenly spaced, the last included."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def ends(values: dict[str, Any]) -> str:
+    """The interval of a measured number."""
+    return interval(number(values.get("low")), number(values.get("high")))
