@@ -181,7 +181,7 @@ def micro_batches(lengths: Sequence[int], tokens: int | None, device: torch.devi
     """Rows that share a forward, of at most ``tokens`` together; None: as many as are fast there. A CPU wants temporaries that stay near
     its caches, a GPU long kernels.
     """
-    return token_batches(lengths, tokens or (1024 if device.type == "cpu" else 16384))
+    return token_batches(lengths, tokens or (1536 if device.type == "cpu" else 16384))
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
