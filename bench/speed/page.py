@@ -37,11 +37,6 @@ COLUMNS = (
     "what", "model", "type", "ours, s", "peer, s", "times as fast", "floor / goal", "memory, MB: ours / peer", "ratio", "tokens/s",
     "share of peak",
 )  # fmt: skip
-
-COLUMNS = (
-    "what", "model", "type", "ours, s", "peer, s", "times as fast", "floor / goal", "memory, MB: ours / peer", "ratio", "tokens/s",
-    "share of peak",
-)  # fmt: skip
 HEAD = """# Speed and memory beside peers
 
 `make bench` writes this page: each row is `python bench/speed ROW`, which runs our step and the peer's in turn in one process, from the
