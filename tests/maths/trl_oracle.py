@@ -1,0 +1,98 @@
+"""TRL's own trainers, asked for the loss of given log-probabilities: their code runs on tensors in place of a model's outputs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+def _metrics() -> Any:
+    """Takes what a trainer wants to log."""
+    return defaultdict(lambda: defaultdict(list))
+
+
+class _Model(nn.Module):
+    """A model that says what it was given."""
+
+    is_gradient_checkpointing = False
+
+    def __init__(self, logprobs: Tensor, log_collision: Tensor | None = None) -> None:
+        super().__init__()
+        zero = torch.zeros_like(logprobs)
+        self.outputs = SimpleNamespace(
+            log_probs=logprobs, log_sum_sq_probs=log_collision, entropy=zero, mean_logits=zero, is_top1=zero.bool()
+        )  # fmt: skip
+
+    def forward(self, **_: Any) -> SimpleNamespace:
+        return self.outputs
+
+
+def dpo(
+    loss: str | dict[str, float], logprobs: Tensor, reference: Tensor, mask: Tensor, *, beta: float, label_smoothing: float = 0.0,
+    discopop_tau: float = 0.05, ld_alpha: float | None = None, divergence: str = "reverse_kl", coefficient: float = 0.5,
+    log_collision: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """TRL's DPO loss of a batch: chosen rows first, then the rejected ones, [2N, R], and behind one prompt token."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    losses = {loss: 1.0} if isinstance(loss, str) else loss
+    model = _Model(logprobs * mask, log_collision)
+    trainer = SimpleNamespace(
+        model=model, ref_model=_Model(reference * mask), accelerator=Accelerator(cpu=True), aux_loss_enabled=False, ld_alpha=ld_alpha,
+        precompute_ref_logps=False, args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=discopop_tau,
+        gradient_checkpointing=False), f_divergence_type=divergence, f_alpha_divergence_coef=coefficient, beta=beta,
+        loss_types=list(losses), loss_weights=list(losses.values()), label_smoothing=label_smoothing,
+        use_weighting=log_collision is not None, _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    return _call(DPOTrainer._compute_loss, trainer, model, {"completion_mask": _behind_a_prompt(mask)})
+
+
+def kto(
+    loss: str, logprobs: Tensor, reference: Tensor, mask: Tensor, desirable: Tensor, *, beta: float, desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0, mismatched: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """TRL's KTO loss of a batch of single responses, [N, R]; ``mismatched``: [N] under policy and reference."""
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    model, ref_model = _Model(logprobs * mask), _Model(reference * mask)
+    trainer = SimpleNamespace(
+        model=model, ref_model=ref_model, accelerator=Accelerator(cpu=True), aux_loss_enabled=False, precompute_ref_logps=False,
+        calculate_KL=mismatched is not None, loss_type=loss, beta=beta, desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight, _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, gradient_checkpointing=False),
+        _compute_kl_logps=lambda which, _: None if mismatched is None else mismatched[0 if which is model else 1],
+    )  # fmt: skip
+    return _call(KTOTrainer._compute_loss, trainer, model, {"completion_mask": _behind_a_prompt(mask), "label": desirable})
+
+
+def cpo(loss: str, chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float = 0.0, simpo_gamma: float = 0.5) -> Tensor:
+    """TRL's preference part of CPO, per pair, of sequence log-probabilities (means per token for SimPO)."""
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+    trainer = SimpleNamespace(
+        alpha=0.0, beta=beta, loss_type=loss, simpo_gamma=simpo_gamma, label_smoothing=label_smoothing, accelerator=Accelerator(cpu=True)
+    )
+    return CPOTrainer.cpo_loss(trainer, chosen, rejected)[0]  # pyright: ignore[reportArgumentType]
+
+
+def odds_ratio(chosen: Tensor, rejected: Tensor, *, odds_weight: float) -> Tensor:
+    """TRL's odds ratio part of ORPO, per pair, of mean log-probabilities per token, with the sign of a loss."""
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+    trainer = SimpleNamespace(beta=odds_weight, accelerator=Accelerator(cpu=True))
+    return -ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0]  # pyright: ignore[reportArgumentType]
+
+
+def _behind_a_prompt(mask: Tensor) -> Tensor:
+    """TRL shifts: the token in column t is predicted in column t - 1."""
+    return torch.cat([torch.zeros(len(mask), 1, dtype=torch.long), mask.long()], dim=1)
+
+
+def _call(compute: Any, trainer: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    ids = torch.zeros_like(inputs["completion_mask"])
+    return compute(trainer, model, inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, False)
