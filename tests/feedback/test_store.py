@@ -12,7 +12,7 @@ from sqlalchemy import text
 from humanward.errors import RunError, UserError
 from humanward.feedback import Answer, Counts, Snapshot, Store
 from humanward.feedback.database import SAFE_WAL, sqlite_module
-from humanward.feedback.store import _NEXT
+from humanward.feedback.queue import _NEXT
 from humanward.records import Question
 
 Ask = Callable[..., Question]
@@ -149,16 +149,17 @@ def test_undo_goes_back_any_number_of_steps(store: Store, ask: Ask) -> None:
     store.skip("ann", "q1", "2")
     store.flag("ann", "q2", "3")
     store.record("bob", "q2", 1, "1")
-    for number, (event, missing) in enumerate([("u1", 1), ("u2", 1), ("u3", 2)]):
+    store.comment("ann", "q2", "5", "hm")
+    for number, (event, missing) in enumerate([("u2", 1), ("u3", 2)]):
         for _ in range(2):  # a retry takes back nothing more
             undone = store.undo("ann", event)
         assert undone
-        assert undone.question == leases[2 - number].question
-        assert undone.permutation == leases[2 - number].permutation
+        assert undone.question == leases[1 - number].question
+        assert undone.permutation == leases[1 - number].permutation
         assert store.counts().missing == missing
     assert store.undo("ann", "u4") is None
     assert [label.labeler for label in store.labels()] == ["bob"]
-    assert store.counts().flagged == store.counts().skipped == 0
+    assert (store.counts().flagged, store.counts().skipped) == (1, 0)  # flags and comments stay
     again = store.record("ann", "q0", 2, "4")
     assert store.labels()[-1] == again
     assert store.labels_by(["ann", "bob", "cy"]) == {"ann": 1, "bob": 1, "cy": 0}
@@ -282,7 +283,7 @@ def test_the_hash_chain_shows_every_edit(tmp_path: Path, ask: Ask) -> None:
 def test_events_are_append_only(store: Store, ask: Ask, statement: str) -> None:
     store.add_questions([ask(0)])
     store.record("ann", "q0", 0, "1")
-    with pytest.raises(Exception, match="events are append-only"), store._database.write() as connection:
+    with pytest.raises(Exception, match="the table events is append-only"), store._database.write() as connection:
         connection.execute(text(statement))
 
 
@@ -357,7 +358,7 @@ def test_addresses_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     Store(tmp_path / "labels.db").close()
     with sqlite_module().connect(tmp_path / "labels.db") as connection:
-        connection.execute("UPDATE about SET value = '2' WHERE key = 'schema'")
+        connection.execute("UPDATE about SET value = '3' WHERE key = 'schema'")
     connection.close()
-    with pytest.raises(UserError, match=r"labels.db: made by schema 2, this version reads 1: update humanward"):
+    with pytest.raises(UserError, match=r"labels.db: made by schema 3, this version reads 2: update humanward"):
         Store(tmp_path / "labels.db")

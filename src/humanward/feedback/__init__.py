@@ -5,17 +5,25 @@ from __future__ import annotations
 from humanward.feedback.judge import SentimentJudge
 from humanward.feedback.kinds import KINDS, LabelKind, kind_of, to_comparisons
 from humanward.feedback.labelers import Labeler, ScoreLabeler, answer_questions
+from humanward.feedback.people import Person
+from humanward.feedback.reading import Disputed, Event, LabelerRow, Past
 from humanward.feedback.scores import Score, load_score, score_responses
 from humanward.feedback.snapshot import Snapshot
-from humanward.feedback.store import Answer, Assignment, Counts, Store
+from humanward.feedback.store import Answer, Assignment, Cord, Counts, Store
 
 __all__ = [
     "KINDS",
     "Answer",
     "Assignment",
+    "Cord",
     "Counts",
+    "Disputed",
+    "Event",
     "LabelKind",
     "Labeler",
+    "LabelerRow",
+    "Past",
+    "Person",
     "Score",
     "ScoreLabeler",
     "SentimentJudge",

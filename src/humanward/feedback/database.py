@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, make_url, select
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from humanward.errors import RunError, UserError
@@ -44,9 +44,11 @@ class Database:
         self._writing = threading.RLock()
         self._pid = os.getpid()
         self.engine = self._make_engine()
-        with self.write() as connection:
-            schema.metadata.create_all(connection)
-            self._check_version(connection)
+        with self.read() as connection:
+            version = _version(connection)
+        if version != schema.SCHEMA_VERSION:
+            with self.write() as connection:
+                self._make_schema(connection)
 
     @property
     def in_memory(self) -> bool:
@@ -55,7 +57,7 @@ class Database:
     @contextmanager
     def read(self) -> Generator[Connection]:
         """One consistent state, however many statements."""
-        with self._alone_if_in_memory(), self._own_engine().connect() as connection, self._one_line_errors():
+        with self._alone_if_in_memory(), self._one_line_errors(), self._own_engine().connect() as connection:
             yield connection
 
     @contextmanager
@@ -100,13 +102,46 @@ class Database:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
 
-    def _check_version(self, connection: Connection) -> None:
-        about = schema.about
-        found = connection.scalar(select(about.c.value).where(about.c.key == "schema"))
+    def _make_schema(self, connection: Connection) -> None:
+        """Create the tables, or bring those of an older version up to date; all of it or nothing."""
+        found = _version(connection)
         if found is None:
-            connection.execute(about.insert(), {"key": "schema", "value": str(schema.SCHEMA_VERSION)})
-        elif found != str(schema.SCHEMA_VERSION):
+            schema.metadata.create_all(connection)
+            connection.execute(schema.about.insert(), {"key": "schema", "value": str(schema.SCHEMA_VERSION)})
+        elif found > schema.SCHEMA_VERSION:
             raise UserError(f"{self.address}: made by schema {found}, this version reads {schema.SCHEMA_VERSION}: update humanward")
+        elif found < schema.SCHEMA_VERSION:
+            raise UserError(f"{self.address}: made by schema {found}, this version reads {schema.SCHEMA_VERSION}")
+
+    def scrub(self) -> None:
+        """Leave nothing in the files of what was deleted or overwritten."""
+        if self.engine.dialect.name == "sqlite" and not self.in_memory:
+            with self._writing, self._one_line_errors(), self._own_engine().connect() as connection:
+                connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def backup(self, path: Path) -> None:
+        """Copy one consistent state to a new file while others read and write; it appears whole, and on disk, or not at all."""
+        if self.engine.dialect.name != "sqlite":
+            raise UserError(f"{self.address}: back up a PostgreSQL database with pg_dump --format=custom --file {path}")
+        if path.exists():
+            raise UserError(f"{path}: is there already; choose a new name for the backup")
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            with self._alone_if_in_memory(), self._one_line_errors(), self._own_engine().connect() as connection:
+                copy = sqlite_module().connect(temporary)
+                try:
+                    source: Any = connection.connection.driver_connection
+                    source.backup(copy)
+                    copy.execute("PRAGMA journal_mode=delete")  # one file, without a log beside it
+                finally:
+                    copy.close()
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        except (OSError, sqlite_module().Error) as error:
+            raise RunError(f"{path}: cannot write the backup: {error}; free some space or choose another folder") from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _one_line_errors(self) -> Generator[None]:
@@ -128,6 +163,22 @@ class Database:
             raise
 
 
+def _version(connection: Connection) -> int | None:
+    """The schema of the database, None for a new one."""
+    if not inspect(connection).has_table(schema.about.name):
+        return None
+    found = connection.scalar(select(schema.about.c.value).where(schema.about.c.key == "schema"))
+    return int(found) if found else None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _free_bytes(path: Path) -> int:
     disk = os.statvfs(path.absolute().parent)
     return disk.f_bavail * disk.f_frsize
@@ -143,6 +194,7 @@ class _Pragmas:
         connection.isolation_level = None  # the transactions are begun below, not by the driver
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA secure_delete=ON")  # a name that is to be forgotten must not stay in a free page
         mode = self._set_journal(cursor)
         if mode not in (self.journal, "memory"):
             raise RunError(f"the label database stays in journal mode {mode}, {self.journal} is needed; close other programs that use it")

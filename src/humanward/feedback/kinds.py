@@ -14,6 +14,7 @@ MAX_RESPONSES = 9
 """As many as there are digit keys."""
 RATING_RANGE = (1, 9)
 DIFFERENCE_RANGE = (-4, 4)
+DISPUTED_RATINGS = 3
 TIE = "tie"
 
 
@@ -80,6 +81,31 @@ def same(answer: Any, permutation: Sequence[int]) -> Any:
     return answer
 
 
+def differ(answers: Sequence[Any]) -> bool:
+    """Not all are equal."""
+    return any(answer != answers[0] for answer in answers)
+
+
+def no_common_best(answers: Sequence[list[int]]) -> bool:
+    """No response is ranked first by all."""
+    return not set.intersection(*({index for index, rank in enumerate(ranks) if rank == 0} for ranks in answers))
+
+
+def far_apart(answers: Sequence[float]) -> bool:
+    """Ratings that are DISPUTED_RATINGS or more apart."""
+    return max(answers) - min(answers) >= DISPUTED_RATINGS
+
+
+def opposite(answers: Sequence[float]) -> bool:
+    """One says that the first response is better, another that the second is."""
+    return min(answers) < 0 < max(answers)
+
+
+def most_probable_differ(answers: Sequence[list[float]]) -> bool:
+    """No response is the most probable one for all."""
+    return not set.intersection(*({index for index, p in enumerate(soft) if p == max(soft)} for soft in answers))
+
+
 @dataclass(frozen=True)
 class LabelKind:
     """One kind of label. A new kind is one entry of ``KINDS``, and one loss in maths if something is to be trained from it."""
@@ -92,6 +118,8 @@ class LabelKind:
     unpermute: Callable[[Any, Sequence[int]], Any]
     """(parsed answer about the responses as shown, permutation) -> the answer in the order of the question."""
     default_instructions: str
+    disagree: Callable[[Sequence[Any]], bool]
+    """(two or more stored answers to one question) -> whether a researcher should look at them."""
 
     def check_question(self, question: Question) -> None:
         """UserError unless the question can be asked with this kind."""
@@ -121,9 +149,11 @@ def kind_of(question: Question) -> LabelKind:
 
 
 def to_comparisons(questions: Sequence[Question], labels: Sequence[Label]) -> list[Comparison]:
-    """One comparison per label, in the order of the labels."""
+    """One comparison per label, in the order of the labels; an adjudicated question has that of its adjudication alone."""
     by_id = {question.id: question for question in questions}
-    return [kind_of(by_id[label.question_id]).to_comparison(by_id[label.question_id], label) for label in labels]
+    decided = {label.question_id for label in labels if label.adjudication}
+    counting = (label for label in labels if label.adjudication or label.question_id not in decided)
+    return [kind_of(by_id[label.question_id]).to_comparison(by_id[label.question_id], label) for label in counting]
 
 
 def _number_between(answer: Any, least: float, most: float) -> float:
@@ -143,11 +173,29 @@ def _is_number(value: Any) -> bool:
 KINDS: dict[str, LabelKind] = {
     kind.name: kind
     for kind in (
-        LabelKind("best_of_k", 2, MAX_RESPONSES, best_of_k_answer, first_shown, "Choose the best response."),
-        LabelKind("pair", 2, 2, pair_answer, first_shown, "Choose the better response, or say that they are equally good."),
-        LabelKind("ranking", 2, MAX_RESPONSES, ranking_answer, list_shown, "Order the responses from best to worst. Ties are allowed."),
-        LabelKind("rating", 1, 1, rating_answer, same, "Rate the response from 1 (worst) to 9 (best)."),
-        LabelKind("difference", 2, 2, difference_answer, difference_shown, "Say how much better the first response is, from -4 to 4."),
-        LabelKind("soft", 2, MAX_RESPONSES, soft_answer, list_shown, "Give each response the probability that it is the best one."),
+        LabelKind("best_of_k", 2, MAX_RESPONSES, best_of_k_answer, first_shown, "Choose the best response.", differ),
+        LabelKind("pair", 2, 2, pair_answer, first_shown, "Choose the better response, or say that they are equally good.", differ),
+        LabelKind(
+            "ranking",
+            2,
+            MAX_RESPONSES,
+            ranking_answer,
+            list_shown,
+            "Order the responses from best to worst. Ties are allowed.",
+            no_common_best,
+        ),
+        LabelKind("rating", 1, 1, rating_answer, same, "Rate the response from 1 (worst) to 9 (best).", far_apart),
+        LabelKind(
+            "difference", 2, 2, difference_answer, difference_shown, "Say how much better the first response is, from -4 to 4.", opposite
+        ),
+        LabelKind(
+            "soft",
+            2,
+            MAX_RESPONSES,
+            soft_answer,
+            list_shown,
+            "Give each response the probability that it is the best one.",
+            most_probable_differ,
+        ),
     )
 }

@@ -1,21 +1,20 @@
-"""The append-only event log: writing to the hash chain, reading labels out of it, and checking that nobody has touched it."""
+"""The append-only event log: writing to the hash chain, and reading labels out of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, insert, select
 
 from humanward.errors import UserError
 from humanward.feedback import schema
 from humanward.records import Label, content_id
 
-_HASHED = ("seq", "kind", "question_id", "labeler", "client_event_id", "target", "body", "time")
+HASHED = ("seq", "kind", "question_id", "labeler", "client_event_id", "target", "body", "time")
 
 _events = schema.events
 _LAST = select(_events.c.seq, _events.c.hash).order_by(_events.c.seq.desc()).limit(1)
@@ -32,9 +31,14 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def chained(previous: str, values: Mapping[Any, Any]) -> str:
-    """The hash of an event: SHA-256 of the previous event's hash and everything that the event says."""
-    return sha256(previous + canonical([values[name] for name in _HASHED]))
+def chained(previous: str, values: Mapping[Any, Any], hashed: Sequence[str]) -> str:
+    """The hash of a line: SHA-256 of the previous line's hash and everything that the line says."""
+    return sha256(previous + canonical([values[name] for name in hashed]))
+
+
+def time_text(now: float) -> str:
+    """UTC, ISO 8601, to the millisecond."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
 
 
 class Log:
@@ -54,24 +58,24 @@ class Log:
         return row
 
     def append(
-        self, kind: str, question_id: str, labeler: str, client_event_id: str, body: Any, *, target: int | None = None
+        self, kind: str, question_id: str, labeler: str, client_event_id: str, body: dict[str, Any], *, target: int | None = None
     ) -> Mapping[Any, Any]:
         """Add one event and return its row. ``target``: the seq of the event that an undo takes back."""
-        stamp = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         values: dict[str, Any] = {
             "seq": self._seq + 1, "kind": kind, "question_id": question_id, "labeler": labeler, "client_event_id": client_event_id,
-            "target": target, "body": canonical(body), "time": stamp,
+            "target": target, "body": canonical(body), "time": time_text(self._clock()),
         }  # fmt: skip
-        values["hash"] = chained(self._hash, values)
+        values["hash"] = chained(self._hash, values, HASHED)
+        values["remark"] = 1 if kind in ("flag", "comment") or body.get("reason") or body.get("comment") else None
         self.connection.execute(insert(schema.events), values)
         self._seq, self._hash = values["seq"], values["hash"]
         return values
 
 
-def current_labels() -> Select[Any]:
-    """The label events that no undo took back, oldest first, joined with their questions."""
+def current(kind: str, *columns: ColumnElement[Any]) -> Select[Any]:
+    """The events of a kind that no undo took back, oldest first, joined with their questions, of which ``columns`` are taken along."""
     view, table = schema.current_events, schema.questions
-    return select(view).join_from(view, table, table.c.id == view.c.question_id).where(view.c.kind == "label").order_by(view.c.seq)
+    return select(view, *columns).join_from(view, table, table.c.id == view.c.question_id).where(view.c.kind == kind).order_by(view.c.seq)
 
 
 def label_of(row: Mapping[Any, Any]) -> Label:
@@ -79,41 +83,6 @@ def label_of(row: Mapping[Any, Any]) -> Label:
     body = json.loads(row["body"])
     return Label(
         content_id("label", row["labeler"], row["client_event_id"]), row["question_id"], row["labeler"], body["kind"], body["answer"],
-        tuple(body["permutation"]), body["seconds"], body["confidence"], body["comment"], row["time"],
+        tuple(body["permutation"]), body["seconds"], body["confidence"], body["comment"], row["time"], body.get("instructions", ""),
+        row["kind"] == "adjudicate",
     )  # fmt: skip
-
-
-def faults(connection: Connection) -> list[str]:
-    """One line per fault: a broken chain, a question that changed after it was answered, a state that does not follow from the events."""
-    return [*_chain_faults(connection), *_state_faults(connection)]
-
-
-def _chain_faults(connection: Connection) -> Iterator[str]:
-    table = schema.questions
-    digests: dict[str, str] = {row.id: sha256(row.body) for row in connection.execute(select(table.c.id, table.c.body))}
-    previous, seq = "", 0
-    for row in connection.execute(select(schema.events).order_by(schema.events.c.seq)).mappings():
-        seq += 1
-        if row["seq"] != seq:
-            yield f"event {seq}: missing from the log"
-            seq = row["seq"]
-        elif chained(previous, row) != row["hash"]:
-            yield f"event {seq}: does not match its hash: it or the event before it was changed after it was written"
-        previous = row["hash"]
-        question = row["question_id"]
-        if row["kind"] == "label" and json.loads(row["body"])["question"] != digests.get(question):
-            yield f"event {seq}: question {question} was changed or removed after it was answered"
-
-
-def _state_faults(connection: Connection) -> Iterator[str]:
-    mine, table, view = schema.assignments, schema.questions, schema.current_events
-    ended = {"label": "answered", "skip": "skipped"}
-    settled = Counter((r.question_id, r.labeler, ended[r.kind]) for r in connection.execute(select(view).where(view.c.kind.in_(ended))))
-    states = Counter((r.question_id, r.labeler, r.state) for r in connection.execute(select(mine)))
-    noted = Counter({key: number for key, number in states.items() if key[2] in ended.values()})
-    for question, labeler, state in sorted((settled - noted) | (noted - settled)):
-        yield f"question {question}: the events and the assignments disagree whether {labeler} has {state} it"
-    counted = Counter((question, state) for question, _, state in states)
-    for row in connection.execute(select(table)):
-        if (row.labels, row.leases) != (counted[row.id, "answered"], counted[row.id, "leased"]):
-            yield f"question {row.id}: its counters of labels and leases are wrong"

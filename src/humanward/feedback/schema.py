@@ -1,4 +1,4 @@
-"""The tables of the label store, in one place. Events are the truth; assignments and the counters of questions are an index over them."""
+"""The tables of the label store, in one place. Events are the truth; assignments, tallies and counters are an index over them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     event,
     select,
     table,
@@ -21,7 +22,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import column, exists
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""A change here needs a new file in ``migrations/versions``."""
 
 metadata = MetaData()
 
@@ -37,12 +39,37 @@ questions = Table(
     Column("overlap", Integer, nullable=False),
     Column("leases", Integer, nullable=False, default=0),  # assignments in state "leased"
     Column("labels", Integer, nullable=False, default=0),  # assignments in state "answered"
-    Column("is_open", Integer, Computed("CASE WHEN labels + leases < overlap THEN 1 ELSE 0 END", persisted=True)),
+    Column("gold", Text),  # the known answer as JSON: every labeler gets the question once, nobody is told, no loss sees it
+    Column("repeat_of", Text),  # the question that this one asks again
+    Column("only_for", Text),  # the one labeler who gets it
+    Column("disputed", Integer),  # the newest label's seq where its labels disagree
+    Column("words", Text, nullable=False),  # JSON: how many the prompt has, and each response
+    Column(
+        "is_open",  # wants answers from anybody who has not given one
+        Integer,
+        Computed("CASE WHEN labels + leases < overlap AND gold IS NULL AND only_for IS NULL THEN 1 ELSE 0 END", persisted=True),
+    ),
     Column("body", Text, nullable=False),  # the question as JSON
-    CheckConstraint("leases >= 0 AND labels >= 0 AND overlap >= 1"),
+    CheckConstraint("leases >= 0 AND labels >= 0 AND overlap >= 1", name="questions_counters"),
 )
+lacks_labels = questions.c.labels + questions.c.leases < questions.c.overlap
+is_gold, is_repeat = questions.c.gold.is_not(None), and_(questions.c.only_for.is_not(None), lacks_labels)
+is_disputed = questions.c.disputed.is_not(None)
 Index("open_questions", questions.c.is_open, questions.c.position)
 Index("questions_by_round", questions.c.round, questions.c.position)
+Index("gold_questions", questions.c.position, sqlite_where=is_gold, postgresql_where=is_gold)
+Index("repeated_questions", questions.c.only_for, questions.c.position, sqlite_where=is_repeat, postgresql_where=is_repeat)
+Index("disputed_questions", questions.c.disputed, sqlite_where=is_disputed, postgresql_where=is_disputed)
+
+tallies = Table(
+    "tallies",
+    metadata,  # per round, of the questions that are neither gold nor repeats; see store.Counts
+    Column("round", Integer, primary_key=True, autoincrement=False),
+    *(
+        Column(name, Integer, nullable=False, default=0)
+        for name in ("questions", "wanted", "labels", "missing", "leased", "skipped", "flagged")
+    ),
+)
 
 assignments = Table(
     "assignments",
@@ -51,9 +78,10 @@ assignments = Table(
     Column("labeler", Text, primary_key=True),
     Column("permutation", Text, nullable=False),
     Column("state", Text, nullable=False),  # leased, free (expired or given back), answered, skipped
+    Column("since", Float, nullable=False, default=0.0),  # when the lease began, seconds since 1970; 0 puts it first
     Column("expires", Float, nullable=False),  # seconds since 1970; only "leased" reads it
     Column("attempt", Integer, nullable=False, default=0),  # how many answers or skips were undone
-    CheckConstraint("state IN ('leased', 'free', 'answered', 'skipped')"),
+    CheckConstraint("state IN ('leased', 'free', 'answered', 'skipped')", name="assignments_state"),
 )
 is_leased = assignments.c.state == text("'leased'")
 Index("live_leases", assignments.c.expires, sqlite_where=is_leased, postgresql_where=is_leased)
@@ -64,13 +92,15 @@ labelers = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("cursor", Integer, nullable=False),  # no question below this position is open and unseen by the labeler
+    Column("gold_cursor", Integer, nullable=False, default=0),  # no gold question below this position is unseen by the labeler
+    Column("since_gold", Integer, nullable=False, default=0),  # questions lent since the last gold one
 )
 
 events = Table(
     "events",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=False),
-    Column("kind", Text, nullable=False),  # label, skip, flag, undo
+    Column("kind", Text, nullable=False),  # label, skip, flag, comment, adjudicate, undo
     Column("question_id", Text, nullable=False),
     Column("labeler", Text, nullable=False),
     Column("client_event_id", Text, nullable=False),
@@ -78,23 +108,102 @@ events = Table(
     Column("body", Text, nullable=False),  # JSON
     Column("time", Text, nullable=False),
     Column("hash", Text, nullable=False),
-    UniqueConstraint("labeler", "client_event_id"),
+    Column("remark", Integer),  # 1 where the labeler wrote or flagged something: the researcher's inbox
+    UniqueConstraint("labeler", "client_event_id", name="events_once"),
 )
+has_remark = events.c.remark.is_not(None)
 Index("events_by_labeler", events.c.labeler, events.c.seq)
-Index("events_by_question", events.c.question_id)
+Index("events_by_question", events.c.question_id, events.c.labeler)
+Index("events_by_kind", events.c.kind, events.c.seq)
+Index("remarks", events.c.seq, sqlite_where=has_remark, postgresql_where=has_remark)
 Index("undone", events.c.target, unique=True, sqlite_where=events.c.target.is_not(None), postgresql_where=events.c.target.is_not(None))
+
+instructions = Table(
+    "instructions",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),  # the last one holds
+    Column("version", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("time", Text, nullable=False),
+)
+Index("instructions_by_version", instructions.c.version)
+
+cord = Table(
+    "cord",
+    metadata,  # the andon cord: pulled by the last line, or not
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("pulled", Integer, nullable=False),
+    Column("person", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("time", Text, nullable=False),
+)
+
+people = Table(
+    "people",
+    metadata,
+    Column("id", Text, primary_key=True),  # a pseudonym; all that events and exports say
+    Column("name", Text, nullable=False),  # the only place of a name; empty when forgotten
+    Column("role", Text, nullable=False),
+    Column("disabled", Integer, nullable=False, default=0),
+    Column("created", Float, nullable=False),
+    CheckConstraint("role IN ('labeler', 'researcher', 'admin')", name="people_role"),
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("token", Text, primary_key=True),  # SHA-256 of it
+    Column("person", Text, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+Index("invites_by_person", invites.c.person)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token", Text, primary_key=True),  # SHA-256 of it
+    Column("person", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("seen", Float, nullable=False),
+)
+Index("sessions_by_person", sessions.c.person)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("who", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("detail", Text, nullable=False),  # JSON
+    Column("request_id", Text, nullable=False),
+    Column("time", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+)
 
 _later = events.alias("later")
 _current = select(events).where(~exists(select(text("1")).select_from(_later).where(_later.c.target == events.c.seq)))
 current_events = table("current_events", *(column(c.name, c.type) for c in events.c))
 """A view: the events that no undo took back. The current labels are those of kind "label"."""
 
-_VIEW = f"VIEW current_events AS {_current.compile(compile_kwargs={'literal_binds': True})}"
-_TRIGGER = "TRIGGER IF NOT EXISTS events_no_{verb} BEFORE {verb} ON events BEGIN SELECT RAISE(ABORT, 'events are append-only'); END"
-for _statement, _dialect in (
-    (f"CREATE {_VIEW}".replace("VIEW", "VIEW IF NOT EXISTS", 1), "sqlite"),
-    (f"CREATE OR REPLACE {_VIEW}", "postgresql"),
-    (f"CREATE {_TRIGGER.format(verb='UPDATE')}", "sqlite"),
-    (f"CREATE {_TRIGGER.format(verb='DELETE')}", "sqlite"),
-):
-    event.listen(metadata, "after_create", DDL(_statement).execute_if(dialect=_dialect))
+VIEW = f"VIEW current_events AS {_current.compile(compile_kwargs={'literal_binds': True})}"
+APPEND_ONLY = ("events", "audit", "cord")
+
+
+def guards(dialect: str) -> list[str]:
+    """The statements that make the view, and the tables that are only ever added to refuse everything else."""
+    if dialect == "sqlite":
+        trigger = "CREATE TRIGGER {0}_no_{1} BEFORE {1} ON {0} BEGIN SELECT RAISE(ABORT, 'the table {0} is append-only'); END"
+        return [f"CREATE {VIEW}", *(trigger.format(name, verb.lower()) for name in APPEND_ONLY for verb in ("UPDATE", "DELETE"))]
+    refuse = (
+        "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE EXCEPTION 'the table %% is append-only', TG_TABLE_NAME; END$$"
+    )
+    trigger = (
+        "CREATE TRIGGER {0}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {0} FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+    )
+    return [f"CREATE {VIEW}", refuse, *(trigger.format(name) for name in APPEND_ONLY)]
+
+
+for _dialect in ("sqlite", "postgresql"):
+    for _statement in guards(_dialect):
+        event.listen(metadata, "after_create", DDL(_statement).execute_if(dialect=_dialect))

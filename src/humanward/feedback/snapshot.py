@@ -35,7 +35,8 @@ class Snapshot:
         contents = {key: canonical(question_content(question)) for key, question in by_id.items()}
 
         def content(label: Label) -> tuple[str, str, str]:
-            return contents[label.question_id], label.labeler, canonical([label.kind, label.answer])
+            said = [label.kind, label.answer, *(["adjudication"] if label.adjudication else [])]
+            return contents[label.question_id], label.labeler, canonical(said)
 
         ordered = sorted(labels, key=content)
         asked = {label.question_id: by_id[label.question_id] for label in ordered}
@@ -48,7 +49,7 @@ class Snapshot:
         return Snapshot.of(kept, (label for label in self.labels if label.question_id in ids))
 
     def comparisons(self) -> list[Comparison]:
-        """One comparison per label, in the snapshot's order."""
+        """One comparison per label, in the snapshot's order; an adjudicated question has that of its adjudication alone."""
         return to_comparisons(self.questions, self.labels)
 
     def save(self, path: Path | str) -> None:

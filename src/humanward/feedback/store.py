@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Connection, Executable, Row, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, func, insert, select
 
 from humanward.errors import UserError
-from humanward.feedback import schema
+from humanward.feedback import queue, schema
 from humanward.feedback.database import Database
 from humanward.feedback.kinds import kind_of
-from humanward.feedback.log import Log, canonical, current_labels, faults, label_of, sha256
-from humanward.feedback.snapshot import Snapshot
+from humanward.feedback.log import Log, canonical, label_of, sha256, time_text
+from humanward.feedback.people import People, append_audit
+from humanward.feedback.queue import Assignment, assignment_of, place_of, question_of
+from humanward.feedback.reading import Counts, Reader
 from humanward.records import Label, Question, content_id
 
+__all__ = ["LEASE_SECONDS", "Answer", "Assignment", "Cord", "Counts", "Store"]
+
 LEASE_SECONDS = 600.0
-_Row = Row[*tuple[Any, ...]]
+LONGEST_ID = 200
+LONGEST_TEXT = 10_000
+"""Of a comment or a reason, characters."""
 _CHUNK = 500
-_ANSWERED, _FREE, _LEASED, _SKIPPED = "answered", "free", "leased", "skipped"
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A question lent to one labeler until the lease expires."""
-
-    question: Question
-    labeler: str
-    permutation: tuple[int, ...]
-    """permutation[i] is the index in ``question.responses`` of the response to show in place i. The same whenever the labeler sees it."""
-    attempt: int = 0
-    """How often the labeler has undone an answer to it."""
-
-    def unpermute(self, answer: Any) -> Any:
-        """An answer about the responses as shown -> the answer in the order of the question, which is what ``Store.record`` takes."""
-        return kind_of(self.question).unpermute(kind_of(self.question).check_answer(self.question, answer), self.permutation)
+_UNDOABLE = ("label", "skip")
 
 
 class Answer(NamedTuple):
@@ -50,84 +40,87 @@ class Answer(NamedTuple):
     seconds: float | None = None
     confidence: float | None = None
     comment: str = ""
+    instructions: str = ""
+    """Version of the instructions that were shown."""
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How far the labelling has come."""
+class Cord:
+    """The andon cord is pulled: training is to stop until a researcher lets it go."""
 
-    questions: int
-    wanted: int
-    """Labels asked for: the overlaps of all questions, summed."""
-    labels: int
-    """Labels that count now."""
-    missing: int
-    """Labels still to come: what each question lacks of its overlap, summed."""
-    leased: int
-    """Leases that are out, live or not yet noticed as expired."""
-    skipped: int
-    flagged: int
+    person: str
+    reason: str
+    time: str
 
 
-class Store:
+class Store(Reader):
     """Questions, leases and labels in one SQL database.
 
     Every method is one short transaction, and what it returned is on disk. Threads and processes may share one database. A labeler never
     gets a question again that they answered or skipped, and a question is never out to more labelers than its overlap says. An answer
     that comes after its lease has expired is kept even where somebody else has answered meanwhile: work that was done is not thrown away.
+
+    Gold questions have a known answer and go to every labeler once; repeats ask a labeler the same again. Neither counts or trains.
     """
 
-    def __init__(self, address: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
-        """address: a file (made when it is not there) or a database URL. clock: seconds since 1970."""
-        self._database = Database(address)
-        self._clock = clock
+    def __init__(self, address: str | os.PathLike[str], *, clock: Callable[[], float] = time.time, repeat_share: float = 0.0) -> None:
+        """address: a file (made when it is not there) or a database URL. clock: seconds since 1970. repeat_share: see ``set_repeats``."""
+        self.set_repeats(repeat_share)
+        super().__init__(Database(address), clock)
+        self.people = People(self._database, clock)
 
     @classmethod
-    def in_memory(cls, *, clock: Callable[[], float] = time.time) -> Self:
+    def in_memory(cls, *, clock: Callable[[], float] = time.time, repeat_share: float = 0.0) -> Self:
         """A store that dies with the process."""
-        return cls(":memory:", clock=clock)
+        return cls(":memory:", clock=clock, repeat_share=repeat_share)
 
     def close(self) -> None:
         self._database.close()
 
     # Questions
 
-    def add_questions(self, questions: Iterable[Question]) -> int:
+    def add_questions(self, questions: Iterable[Question], *, gold: Mapping[str, Any] | None = None) -> int:
         """Put questions at the end of the queue and return how many were new. A question that is there already is passed over.
 
+        Args:
+            questions: in the order in which they are to be served.
+            gold: the known answers of some of them, by question id, in the order of ``question.responses``. These are served to every
+                labeler once, spread among the others.
+
         Raises:
-            UserError: a question does not fit its kind, or its id belongs to another question. Nothing is added then.
+            UserError: a question or a known answer does not fit its kind, or an id belongs to another question. Nothing is added then.
         """
+        known_answers = dict(gold or {})
         rows: dict[str, dict[str, Any]] = {}
         for question in questions:
-            kind_of(question).check_question(question)
+            kind = kind_of(question)
+            kind.check_question(question)
             row = {
                 "id": question.id, "round": question.round, "split": question.split, "overlap": question.overlap, "leases": 0, "labels": 0,
-                "body": canonical(question.to_json()),
+                "words": canonical([len(text.split()) for text in (question.prompt.text, *(r.text for r in question.responses))]),
+                "gold": None, "body": canonical(question.to_json()),
             }  # fmt: skip
-            _same_question(rows.setdefault(question.id, row), row["body"])
+            if question.id in known_answers:
+                row["gold"] = canonical(kind.check_answer(question, known_answers[question.id]))
+            _same_question(rows.setdefault(question.id, row), row)
+        if strangers := known_answers.keys() - rows.keys():
+            raise UserError(f"gold: question {min(strangers)}: a known answer for a question that is not among those given")
         table = schema.questions
         with self._database.write() as connection:
             for ids in _chunks(list(rows)):
-                for known in connection.execute(select(table.c.id, table.c.body).where(table.c.id.in_(ids))):
-                    _same_question({"id": known.id, "body": known.body}, rows.pop(known.id)["body"])
-            last = connection.scalar(select(func.max(table.c.position))) or 0
-            for position, row in enumerate(rows.values(), start=last + 1):
-                row["position"] = position
-            if rows:
-                connection.execute(insert(table), list(rows.values()))
+                for known in connection.execute(select(table.c.id, table.c.body, table.c.gold).where(table.c.id.in_(ids))):
+                    _same_question(known._mapping, rows.pop(known.id))
+            self._insert(connection, _spread(list(rows.values())))
         return len(rows)
 
-    def questions(self, round: int | None = None, split: str | None = None) -> list[Question]:
-        """All questions, or those of one round or split, in the order in which they were added."""
-        table = schema.questions
-        query = select(table.c.body).order_by(table.c.position)
-        if round is not None:
-            query = query.where(table.c.round == round)
-        if split is not None:
-            query = query.where(table.c.split == split)
-        with self._database.read() as connection:
-            return [_question(body) for body in connection.scalars(query)]
+    def set_repeats(self, share: float) -> None:
+        """Ask about ``share`` of the answered questions once more, 0 to 1: the same labeler, later, with the responses in another order.
+
+        Which ones depends on the question and the labeler alone.
+        """
+        if not 0 <= share <= 1:
+            raise UserError(f"repeats: a share of {share}: expected 0 to 1")
+        self._repeat_share = share
 
     # Leases
 
@@ -136,35 +129,33 @@ class Store:
         return next(iter(self.lease_many(labeler, 1, seconds)), None)
 
     def lease_many(self, labeler: str, limit: int, seconds: float = LEASE_SECONDS) -> list[Assignment]:
-        """Lend up to ``limit`` questions at once."""
-        names, expires = schema.labelers, self._clock() + seconds
+        """Lend up to ``limit`` questions at once, besides those that the labeler holds."""
+        now = self._clock()
         with self._database.write() as connection:
-            self._expire(connection)
-            cursor = connection.scalar(select(names.c.cursor).where(names.c.name == labeler))
-            if cursor is None:
-                connection.execute(insert(names), {"name": labeler, "cursor": 0})
-            rows = connection.execute(_NEXT, {"labeler": labeler, "cursor": cursor or 0, "limit": limit}).all()
-            last = rows[-1].position if len(rows) == limit else connection.scalar(_LAST_POSITION) or 0
-            connection.execute(update(names).where(names.c.name == labeler).values(cursor=last + 1))
-            assignments = [_assignment(row, labeler) for row in rows]
-            fresh, again = [], []
-            for row, made in zip(rows, assignments, strict=True):
-                (fresh if row.state is None else again).append(_row_of(made, _LEASED, expires))
-            _execute_many(connection, insert(schema.assignments), fresh)
-            _execute_many(connection, _SET_ASSIGNMENT, [_keyed(row) for row in again])
-            _execute_many(connection, _ADD_COUNTS, [{"key": row.id, "more_leases": 1, "more_labels": 0} for row in rows])
-            return assignments
+            queue.expire(connection, now)
+            return queue.lend(connection, _checked_id("labeler", labeler), limit, now, now + seconds)
+
+    def held(self, labeler: str, limit: int, seconds: float = LEASE_SECONDS) -> list[Assignment]:
+        """What the labeler holds, oldest first, topped up with new questions to ``limit``; all their leases last ``seconds`` from now.
+
+        Asked again, it gives the same questions: a client that lost the answer simply repeats the request.
+        """
+        now = self._clock()
+        with self._database.write() as connection:
+            queue.expire(connection, now)
+            mine = [assignment_of(place, labeler) for place in queue.held(connection, labeler)]
+            queue.renew(connection, labeler, now + seconds)
+            more = (
+                queue.lend(connection, _checked_id("labeler", labeler), limit - len(mine), now, now + seconds) if limit > len(mine) else []
+            )
+            return [*mine, *more][:limit]
 
     def release(self, labeler: str) -> int:
         """Give back every question that the labeler holds, without an answer; returns how many."""
         with self._database.write() as connection:
-            return self._free(connection, connection.execute(_HELD, {"labeler": labeler}).all())
-
-    def assignment(self, labeler: str, question_id: str) -> Assignment | None:
-        """What the labeler was shown for a question, in whatever state it is; None when they never got it."""
-        with self._database.read() as connection:
-            place = _place(connection, labeler, question_id)
-            return None if place.state is None else _assignment(place, labeler)
+            places = queue.held(connection, labeler)
+            queue.free(connection, places)
+            return len(places)
 
     # Events
 
@@ -177,6 +168,7 @@ class Store:
         seconds: float | None = None,
         confidence: float | None = None,
         comment: str = "",
+        instructions: str = "",
     ) -> Label:
         """Keep one answer, given in the order of ``question.responses``. The same client_event_id is answered with the same label.
 
@@ -184,7 +176,7 @@ class Store:
             UserError: no such question, an answer that does not fit the kind, a question that the labeler already answered or skipped, or a
                 client_event_id that the labeler used for something else.
         """
-        return self.record_many(labeler, [Answer(question_id, answer, client_event_id, seconds, confidence, comment)])[0]
+        return self.record_many(labeler, [Answer(question_id, answer, client_event_id, seconds, confidence, comment, instructions)])[0]
 
     def record_many(self, labeler: str, answers: Sequence[Answer]) -> list[Label]:
         """Keep several answers in one transaction: all of them or none."""
@@ -195,229 +187,179 @@ class Store:
     def skip(self, labeler: str, question_id: str, client_event_id: str, reason: str = "") -> None:
         """Hand the question to others and never show it to this labeler again, unless they undo the skip."""
         with self._database.write() as connection:
-            log = Log(connection, self._clock)
+            log, body = Log(connection, self._clock), {"reason": _checked_text("reason", reason)}
             if log.known(labeler, client_event_id, "skip", question_id) is None:
-                self._settle(connection, labeler, _place(connection, labeler, question_id), _SKIPPED)
-                log.append("skip", question_id, labeler, client_event_id, {"reason": reason})
+                queue.settle(connection, labeler, place_of(connection, labeler, question_id), queue.SKIPPED)
+                log.append("skip", question_id, labeler, client_event_id, body)
 
     def flag(self, labeler: str, question_id: str, client_event_id: str, reason: str = "") -> None:
         """Tell the researcher that something is wrong with a question. It stays where it is: flagging is neither an answer nor a skip."""
-        with self._database.write() as connection:
-            _place(connection, labeler, question_id)
-            log = Log(connection, self._clock)
-            if log.known(labeler, client_event_id, "flag", question_id) is None:
-                log.append("flag", question_id, labeler, client_event_id, {"reason": reason})
+        self._remark("flag", labeler, question_id, client_event_id, {"reason": _checked_text("reason", reason)})
+
+    def comment(self, labeler: str, question_id: str, client_event_id: str, text: str) -> None:
+        """Tell the researcher something about a question."""
+        self._remark("comment", labeler, question_id, client_event_id, {"comment": _checked_text("comment", text)})
 
     def undo(self, labeler: str, client_event_id: str, seconds: float = LEASE_SECONDS) -> Assignment | None:
-        """Take back the labeler's newest label, skip or flag that still counts, and lend them the question again.
+        """Take back the labeler's newest label or skip that still counts, and lend them the question again. Flags and comments stay.
 
         Returns the assignment, or None when there is nothing to take back. After the undo of a skip the lease is new only if the question
         still wants answers. The log keeps both the event and its undo.
         """
-        view = schema.current_events
+        view, now = schema.current_events, self._clock()
         with self._database.write() as connection:
             log = Log(connection, self._clock)
             done = log.known(labeler, client_event_id, "undo", None)
             if done is None:
-                newest = select(view).where(view.c.labeler == labeler, view.c.kind != "undo").order_by(view.c.seq.desc()).limit(1)
+                newest = select(view).where(view.c.labeler == labeler, view.c.kind.in_(_UNDOABLE)).order_by(view.c.seq.desc()).limit(1)
                 target = connection.execute(newest).one_or_none()
                 if target is None:
                     return None
-                self._expire(connection)
-                if target.kind != "flag":
-                    self._reopen(connection, labeler, target, seconds)
+                queue.expire(connection, now)
+                place = place_of(connection, labeler, target.question_id)
+                queue.reopen(connection, labeler, place, now + seconds)
                 done = log.append("undo", target.question_id, labeler, client_event_id, {"kind": target.kind}, target=target.seq)
-            return _assignment(_place(connection, labeler, done["question_id"]), labeler)
+                if target.kind == "label" and queue.is_common(place) and place.labels > 1:
+                    queue.mark_dispute(connection, place.id)
+            return assignment_of(place_of(connection, labeler, done["question_id"]), labeler)
 
-    # Reading
+    def adjudicate(self, person: str, question_id: str, answer: Any, client_event_id: str, comment: str = "") -> Label:
+        """Decide a question about which labelers disagree: from now on its newest adjudication alone trains. It can be done again.
 
-    def labels(self, round: int | None = None) -> list[Label]:
-        """The labels that count now, oldest first."""
+        Raises:
+            UserError: no such question, a gold question or a repeat, an answer that does not fit, or a client_event_id used before.
+        """
+        with self._database.write() as connection:
+            log = Log(connection, self._clock)
+            row = log.known(person, client_event_id, "adjudicate", question_id)
+            if row is None:
+                place = place_of(connection, person, question_id)
+                if not queue.is_common(place):
+                    raise UserError(f"question {question_id}: gold questions and repeats train nothing; adjudicate another one")
+                body = _label_body(place, Answer(question_id, answer, client_event_id, comment=comment), ())
+                row = log.append("adjudicate", question_id, person, client_event_id, body)
+            return label_of(row)
+
+    # Instructions
+
+    def add_instructions(self, text: str) -> str:
+        """Make a text the instructions that hold now and return its version. The current text again changes nothing."""
+        version, table = self.instructions_version(text), schema.instructions
+        with self._database.write() as connection:
+            last = connection.execute(select(table.c.seq, table.c.version).order_by(table.c.seq.desc()).limit(1)).one_or_none()
+            if last is None or last.version != version:
+                values = {"seq": last.seq + 1 if last else 1, "version": version, "text": text, "time": time_text(self._clock())}
+                connection.execute(insert(table), values)
+        return version
+
+    # The andon cord
+
+    def pull_cord(self, person: str, reason: str) -> Cord:
+        """Ask the training to stop now."""
+        self._move_cord(1, person, _checked_text("reason", reason))
+        cord = self.cord()
+        return cord or Cord(person, reason, time_text(self._clock()))
+
+    def release_cord(self, person: str, note: str = "") -> None:
+        """Let the training go on."""
+        if self.cord():
+            self._move_cord(0, person, _checked_text("note", note))
+
+    def cord(self) -> Cord | None:
+        """Who pulled the cord and why; None when it is not pulled."""
+        table = schema.cord
         with self._database.read() as connection:
-            query = current_labels()
-            if round is not None:
-                query = query.where(schema.questions.c.round == round)
-            return [label_of(row) for row in connection.execute(query).mappings()]
+            last = connection.execute(select(table).order_by(table.c.seq.desc()).limit(1)).one_or_none()
+            return Cord(last.person, last.reason, last.time) if last and last.pulled else None
 
-    def flags(self) -> list[dict[str, Any]]:
-        """The flags that were not undone, oldest first: question_id, labeler, reason, time."""
-        view = schema.current_events
-        with self._database.read() as connection:
-            rows = connection.execute(select(view).where(view.c.kind == "flag").order_by(view.c.seq)).mappings()
-            return [{name: row[name] for name in ("question_id", "labeler", "time")} | json.loads(row["body"]) for row in rows]
-
-    def counts(self, round: int | None = None) -> Counts:
-        """How many labels there are and how many are still to come, over all rounds or in one."""
-        table, view = schema.questions, schema.current_events
-        lacking = func.max(table.c.overlap - table.c.labels, 0)
-        if self._database.engine.dialect.name == "postgresql":
-            lacking = func.greatest(table.c.overlap - table.c.labels, 0)
-        sums = [func.coalesce(func.sum(c), 0) for c in (table.c.overlap, table.c.labels, lacking, table.c.leases)]
-        of_round = select(func.count(), *sums)
-        other = select(view.c.kind, func.count()).where(view.c.kind.in_(("skip", "flag"))).group_by(view.c.kind)
-        if round is not None:
-            of_round = of_round.where(table.c.round == round)
-            other = other.join_from(view, table, table.c.id == view.c.question_id).where(table.c.round == round)
-        with self._database.read() as connection:
-            totals = connection.execute(of_round.select_from(table)).one()
-            marks = dict(iter(connection.execute(other)))
-        return Counts(*totals, skipped=marks.get("skip", 0), flagged=marks.get("flag", 0))
-
-    def labels_by(self, labelers: Iterable[str]) -> dict[str, int]:
-        """How many labels each of them has that count now."""
-        mine = schema.assignments
-        names = list(labelers)
-        query = select(mine.c.labeler, func.count()).where(mine.c.labeler.in_(names), mine.c.state == _ANSWERED).group_by(mine.c.labeler)
-        with self._database.read() as connection:
-            return dict.fromkeys(names, 0) | dict(iter(connection.execute(query)))
-
-    def snapshot(self, last_round: int | None = None) -> Snapshot:
-        """The current labels of all rounds up to ``last_round`` with their questions, frozen, in an order that tells no time."""
-        table = schema.questions
-        asked = select(table.c.body)
-        labels = current_labels()
-        if last_round is not None:
-            asked, labels = asked.where(table.c.round <= last_round), labels.where(table.c.round <= last_round)
-        with self._database.read() as connection:
-            questions = [_question(body) for body in connection.scalars(asked)]
-            return Snapshot.of(questions, [label_of(row) for row in connection.execute(labels).mappings()])
-
-    def verify(self) -> list[str]:
-        """Recompute the hash chain and the state that follows from it; one line per fault, an empty list when all is well."""
-        with self._database.read() as connection:
-            return faults(connection)
+    def backup(self, path: Path | str) -> None:
+        """Copy the store to a new file while others work with it."""
+        self._database.backup(Path(path))
 
     # Inside a transaction
 
-    def _expire(self, connection: Connection) -> None:
-        self._free(connection, connection.execute(_EXPIRED, {"now": self._clock()}).all())
-
-    def _free(self, connection: Connection, held: Sequence[_Row]) -> int:
-        keys = [{"the_question": row.question_id, "the_labeler": row.labeler, "new_state": _FREE} for row in held]
-        _execute_many(connection, _SET_STATE, keys)
-        _execute_many(connection, _ADD_COUNTS, [{"key": row.question_id, "more_leases": -1, "more_labels": 0} for row in held])
-        _look_back(connection, [row.question_id for row in held])
-        return len(held)
+    def _insert(self, connection: Connection, rows: list[dict[str, Any]]) -> None:
+        last = connection.scalar(queue.LAST_POSITION) or 0
+        for position, row in enumerate(rows, start=last + 1):
+            row["position"] = position
+        if rows:
+            connection.execute(insert(schema.questions), rows)
+        for number in sorted({row["round"] for row in rows}):
+            wanted = [row["overlap"] for row in rows if row["round"] == number and row["gold"] is None]
+            queue.add_tally(connection, number, questions=len(wanted), wanted=sum(wanted), missing=sum(wanted))
 
     def _record(self, log: Log, labeler: str, answer: Answer) -> Label:
         row = log.known(labeler, answer.client_event_id, "label", answer.question_id)
         if row is None:
-            place = _place(log.connection, labeler, answer.question_id)
-            question = _question(place.body)
-            stored = kind_of(question).check_answer(question, answer.answer)
-            permutation = self._settle(log.connection, labeler, place, _ANSWERED)
-            body = {
-                "kind": question.kind, "answer": stored, "permutation": permutation, "seconds": answer.seconds,
-                "confidence": answer.confidence, "comment": answer.comment, "question": sha256(place.body),
-            }  # fmt: skip
+            place = place_of(log.connection, labeler, answer.question_id)
+            body = _label_body(place, answer, ())
+            body["permutation"] = queue.settle(log.connection, labeler, place, queue.ANSWERED)
             row = log.append("label", answer.question_id, labeler, answer.client_event_id, body)
+            if queue.is_common(place):
+                if place.labels:
+                    queue.mark_dispute(log.connection, place.id)
+                if self._repeat_share and _lot(place.id, labeler) < self._repeat_share:
+                    queue.queue_repeat(log.connection, labeler, place, body["permutation"])
         return label_of(row)
 
-    def _settle(self, connection: Connection, labeler: str, place: _Row, state: str) -> tuple[int, ...]:
-        """Turn a lease (live, expired or never taken) into an answer or a skip and return the permutation that was shown."""
-        if place.state in (_ANSWERED, _SKIPPED):
-            raise UserError(f"question {place.id}: {labeler} has already {place.state} it; undo that first")
-        if place.state is None:
-            question = _question(place.body)
-            shown = Assignment(question, labeler, tuple(range(len(question.responses))))
-            connection.execute(insert(schema.assignments), _row_of(shown, state, 0.0))
-        else:
-            shown = _assignment(place, labeler)
-            connection.execute(_SET_STATE, {"the_question": place.id, "the_labeler": labeler, "new_state": state})
-        leased = place.state == _LEASED
-        connection.execute(_ADD_COUNTS, {"key": place.id, "more_leases": -leased, "more_labels": int(state == _ANSWERED)})
-        if leased and state == _SKIPPED:
-            _look_back(connection, [place.id])
-        return shown.permutation
+    def _remark(self, kind: str, labeler: str, question_id: str, client_event_id: str, body: dict[str, Any]) -> None:
+        with self._database.write() as connection:
+            place = place_of(connection, labeler, question_id)
+            log = Log(connection, self._clock)
+            if log.known(labeler, client_event_id, kind, question_id) is None:
+                log.append(kind, question_id, labeler, client_event_id, body)
+                queue.count(connection, [place], flagged=int(kind == "flag"))
 
-    def _reopen(self, connection: Connection, labeler: str, target: _Row, seconds: float) -> None:
-        place = _place(connection, labeler, target.question_id)
-        answered = target.kind == "label"
-        state = _LEASED if place.labels + place.leases - answered < place.overlap else _FREE
-        row = _row_of(_assignment(place, labeler), state, self._clock() + seconds)
-        connection.execute(_SET_ASSIGNMENT, _keyed(row | {"attempt": place.attempt + 1}))
-        connection.execute(_ADD_COUNTS, {"key": place.id, "more_leases": int(state == _LEASED), "more_labels": -answered})
-        _look_back(connection, [place.id])
+    def _move_cord(self, pulled: int, person: str, reason: str) -> None:
+        now, table = self._clock(), schema.cord
+        with self._database.write() as connection:
+            seq = (connection.scalar(select(func.max(table.c.seq))) or 0) + 1
+            values = {"seq": seq, "pulled": pulled, "person": person, "reason": reason, "time": time_text(now)}
+            connection.execute(insert(table), values)
+            append_audit(connection, now, person, "pull cord" if pulled else "release cord", {"reason": reason})
 
 
-# Statements are built once: building one costs SQLAlchemy more than SQLite takes to run it.
-
-_asked, _mine = schema.questions, schema.assignments
-_of_labeler = and_(_mine.c.question_id == _asked.c.id, _mine.c.labeler == bindparam("labeler"))
-_PLACE = select(_asked, _mine.c.permutation, _mine.c.state, _mine.c.attempt).select_from(_asked.outerjoin(_mine, _of_labeler))
-_PLACE_OF = _PLACE.where(_asked.c.id == bindparam("question"))
-_NEXT = (
-    _PLACE.where(_asked.c.is_open == 1, _asked.c.position >= bindparam("cursor"), or_(_mine.c.state.is_(None), _mine.c.state == _FREE))
-    .order_by(_asked.c.position)
-    .limit(bindparam("limit"))
-)
-_LAST_POSITION = select(func.max(_asked.c.position))
-_EXPIRED = select(_mine.c.question_id, _mine.c.labeler).where(schema.is_leased, _mine.c.expires <= bindparam("now"))
-_HELD = select(_mine.c.question_id, _mine.c.labeler).where(_mine.c.labeler == bindparam("labeler"), _mine.c.state == _LEASED)
-_this = update(_mine).where(_mine.c.question_id == bindparam("the_question"), _mine.c.labeler == bindparam("the_labeler"))
-_SET_STATE = _this.values(state=bindparam("new_state"))
-_SET_ASSIGNMENT = _this.values({name: bindparam(f"new_{name}") for name in ("state", "expires", "attempt")})
-_ADD_COUNTS = (
-    update(_asked)
-    .where(_asked.c.id == bindparam("key"))
-    .values(leases=_asked.c.leases + bindparam("more_leases"), labels=_asked.c.labels + bindparam("more_labels"))
-)
-
-
-def _execute_many(connection: Connection, statement: Executable, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(statement, rows)
-
-
-def _place(connection: Connection, labeler: str, question_id: str) -> _Row:
-    """A question with the labeler's assignment to it, whose columns are None where they have none."""
-    row = connection.execute(_PLACE_OF, {"labeler": labeler, "question": question_id}).one_or_none()
-    if row is None:
-        raise UserError(f"question {question_id}: there is no such question in this store")
-    return row
-
-
-def _assignment(place: _Row, labeler: str) -> Assignment:
-    question = _question(place.body)
-    if place.state is None:
-        return Assignment(question, labeler, _permutation(question, labeler))
-    return Assignment(question, labeler, tuple(json.loads(place.permutation)), place.attempt)
-
-
-def _row_of(assignment: Assignment, state: str, expires: float) -> dict[str, Any]:
+def _label_body(place: queue.Place, answer: Answer, permutation: tuple[int, ...]) -> dict[str, Any]:
+    question = question_of(place.body)
     return {
-        "question_id": assignment.question.id, "labeler": assignment.labeler, "permutation": json.dumps(assignment.permutation),
-        "state": state, "expires": expires, "attempt": assignment.attempt,
+        "kind": question.kind, "answer": kind_of(question).check_answer(question, answer.answer), "permutation": permutation,
+        "seconds": answer.seconds, "confidence": answer.confidence, "comment": _checked_text("comment", answer.comment),
+        "instructions": answer.instructions, "question": sha256(place.body),
     }  # fmt: skip
 
 
-def _keyed(row: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of ``_SET_ASSIGNMENT``; the permutation never changes."""
-    new = {f"new_{name}": row[name] for name in ("state", "expires", "attempt")}
-    return {"the_question": row["question_id"], "the_labeler": row["labeler"], **new}
-
-
-def _permutation(question: Question, labeler: str) -> tuple[int, ...]:
-    """A random order that depends on nothing but who is asked what, so that a repeated run shows, and stores, the same."""
-    return tuple(sorted(range(len(question.responses)), key=lambda index: content_id("order", question.id, labeler, index)))
-
-
-def _look_back(connection: Connection, question_ids: Sequence[str]) -> None:
-    """These questions may be open again: every labeler whose cursor has passed them looks there once more."""
-    table, names = schema.questions, schema.labelers
-    for ids in _chunks(list(question_ids)):
-        first = connection.scalar(select(func.min(table.c.position)).where(table.c.id.in_(ids)))
-        connection.execute(update(names).where(names.c.cursor > first).values(cursor=first))
-
-
-def _same_question(known: dict[str, Any], body: str) -> None:
-    if known["body"] != body:
+def _same_question(known: Mapping[Any, Any], row: Mapping[str, Any]) -> None:
+    if known["body"] != row["body"]:
         raise UserError(f"question {known['id']}: another question has this id; give every question its own")
+    if known["gold"] != row["gold"]:
+        raise UserError(f"question {known['id']}: is there already with another known answer, or without one")
 
 
-def _question(body: str) -> Question:
-    obj = json.loads(body)
-    return Question.from_json(obj, f"question {obj.get('id')}")
+def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gold questions among the others at even distances, each shifted by lot."""
+    gold, others = [row for row in rows if row["gold"] is not None], [row for row in rows if row["gold"] is None]
+    if not gold or not others:
+        return rows
+    places = {id(row): (number + _lot("gold", row["id"])) * len(others) / len(gold) for number, row in enumerate(gold)}
+    places |= {id(row): number + 0.5 for number, row in enumerate(others)}
+    return sorted(rows, key=lambda row: places[id(row)])
+
+
+def _lot(*parts: str) -> float:
+    """A number in [0, 1) that depends on its arguments alone."""
+    return int(content_id("lot", *parts), 16) / 2**64
+
+
+def _checked_id(what: str, value: str) -> str:
+    if not 0 < len(value) <= LONGEST_ID or not value.isprintable():
+        raise UserError(f"{what} {value[:40]!r}: expected 1 to {LONGEST_ID} printable characters")
+    return value
+
+
+def _checked_text(what: str, value: str) -> str:
+    if len(value) > LONGEST_TEXT:
+        raise UserError(f"{what}: {len(value)} characters are too long; {LONGEST_TEXT} at most")
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def _chunks(items: list[str]) -> Iterator[list[str]]:

@@ -124,12 +124,16 @@ class Label:
     comment: str = ""
     time: str = ""
     """UTC, ISO 8601."""
+    instructions: str = ""
+    """Version of the instructions that were shown."""
+    adjudication: bool = False
+    """Decides a question about which labels disagree: no other label of it trains anything."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.id, "question_id": self.question_id, "labeler": self.labeler, "kind": self.kind, "answer": self.answer,
             "permutation": list(self.permutation), "seconds": self.seconds, "confidence": self.confidence, "comment": self.comment,
-            "time": self.time,
+            "time": self.time, "instructions": self.instructions, "adjudication": self.adjudication,
         }  # fmt: skip
 
     @classmethod
@@ -138,6 +142,7 @@ class Label:
         made = cls(
             read.text("id"), read.text("question_id"), read.text("labeler"), read.text("kind"), read.take("answer"),
             read.tokens("permutation"), read.number("seconds"), read.number("confidence"), read.text("comment", ""), read.text("time", ""),
+            read.text("instructions", ""), read.flag("adjudication"),
         )  # fmt: skip
         read.finish()
         return made
@@ -208,6 +213,10 @@ class _Reader:
     def whole(self, key: str, default: Any = _REQUIRED, *, least: int = 0) -> int:
         value = self.take(key, default)
         return value if _is_whole(value) and value >= least else self._wrong(key, f"a whole number of at least {least}", value)
+
+    def flag(self, key: str) -> bool:
+        value = self.take(key, False)
+        return value if isinstance(value, bool) else self._wrong(key, "true or false", value)
 
     def number(self, key: str) -> float | None:
         value = self.take(key, None)
