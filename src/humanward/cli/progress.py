@@ -74,6 +74,13 @@ class Bars:
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, total=total, completed=done, metrics=shown)
 
+    def tell(self, text: str) -> None:
+        """A sentence, above the bars."""
+        if self._bars is not None:
+            self._bars.console.print(text, soft_wrap=True)
+        else:
+            note(text)
+
     def _end(self) -> None:
         """The stage is over, or is left."""
         if self._title and self._bars is None:

@@ -31,7 +31,7 @@ def run_loop(folder: Path, config: LoopConfig | None, *, only: str | None = None
 
         keep_freed_memory()
         bars = Bars(lambda: loop.now)
-        loop = Loop(folder, config, progress=bars, stop=stop)
+        loop = Loop(folder, config, progress=bars, stop=stop, tell=bars.tell)
         pending = loop.pending()
         if pending or only is not None:
             _say_where(loop, pending)

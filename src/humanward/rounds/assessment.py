@@ -72,6 +72,7 @@ def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequenc
     nats = 0.0
     whole = not context.config.task.train_on_truncated  # the KL is that of the tokens that PPO sees
     for start in range(0, len(prompts), ROWS):
+        context.cord.hold()
         ids, mask, samples = context.sample(policy, prompts[start : start + ROWS], f"evaluation {name}", start, whole=whole)
         responses, response_mask = samples.responses[:, 0], samples.response_mask[:, 0]
         reference_logprobs = logprobs(context, reference, ids, mask, responses, response_mask, context.config.task.temperature)

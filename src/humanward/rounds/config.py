@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -25,6 +25,12 @@ class LabelsConfig(Config):
     """Reward models fitted, evenly spread over PPO's episodes; each is initialised anew and fitted to all labels so far. 1: offline."""
     responses_per_question: Annotated[int, Field(ge=2, le=9)] = 4
     """K: the labeler picks the best of so many."""
+    kind: Literal["best_of_k", "pair", "ranking", "soft"] = "best_of_k"
+    """What is asked: the best of K; the better of two, or a tie (``pair``); an order of K, ties allowed (``ranking``); how probable it is
+    that each is the best (``soft``)."""
+    instructions: str | None = None
+    """What people are asked to do: a text, or a .txt or .md file of it. Every label keeps the version that was shown; a file may be changed
+    while a run waits, and people then see the new version first. null: one sentence that belongs to ``kind``."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of a round's questions that its reward model does not see but is measured on. Half their responses come from the reference,
     half from the policy; later rounds train on them."""
@@ -34,6 +40,12 @@ class LabelsConfig(Config):
     """Labelers who answer such a question."""
     outstanding: PositiveInt = 1000
     """Unanswered questions that wait in the store at a time."""
+    repeat_share: Share = 0.05
+    """Share of their questions that people get a second time, in another order, to measure whether they agree with themselves. Repeats
+    train nothing. A mock labeler gets none."""
+    gold: str | None = None
+    """File of questions with known answers, which everybody gets once among the others; they train nothing. JSONL rows of ``prompt``,
+    ``responses`` and ``best``, as ``labels:FILE``. null: none. A mock labeler gets none."""
     noise: Share = 0.0
     """Probability that a mock labeler answers at random."""
 
@@ -43,6 +55,10 @@ class LabelsConfig(Config):
             raise ValueError(f"total {self.total} is less than initial {self.initial}; raise it")
         if int(self.initial * self.validation_share) >= self.initial:
             raise ValueError("validation_share leaves no questions to train on; lower it")
+        if self.kind == "pair" and self.responses_per_question != 2:
+            raise ValueError(f"kind pair shows 2 responses, not {self.responses_per_question}; set responses_per_question to 2")
+        if self.gold is not None and self.kind not in ("best_of_k", "pair"):
+            raise ValueError(f"gold questions have one best response; that is no known answer to kind {self.kind}; set gold to null")
         return self
 
 
@@ -84,8 +100,11 @@ class LoopConfig(Config):
     passages: bool = False
     """Cut every passage that the task's rule finds in a text, not only its first: for books and other long texts."""
     labeler: str = "score:positive"
-    """Who answers: ``score:SPEC`` (a known score as a mock labeler) or ``labels:FILE`` (labels that somebody gave before);
-    ``own:NAMES`` where a Python program gave ``Loop`` its own."""
+    """Who answers: ``people`` (on the page of ``humanward label RUN``), ``score:SPEC`` (a known score as a mock labeler) or ``labels:FILE``
+    (labels that somebody gave before); ``own:NAMES`` where a Python program gave ``Loop`` its own."""
+    label_store: str | None = None
+    """Where questions and labels are kept: null for labels.db in the run's folder, or the address of a database that this run has to
+    itself, such as ``postgresql://host/name``."""
     task: TaskConfig = TaskConfig()
     """Where prompts and responses begin and end."""
     sft: SFTConfig | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,17 +19,22 @@ from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
+from humanward.feedback.labelers import ANSWERS
 from humanward.models import TYPES, Policy, RewardModel, ValueNetwork, context_length, fingerprint, sample_responses, with_options
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
 from humanward.records import Prompt, Response, read_jsonl
 from humanward.rounds.config import LoopConfig
-from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed
+from humanward.rounds.cord import CordWatch
+from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed, write_json
 from humanward.trainers import Episodes, Progress, Surroundings
 from humanward.trainers.responses import sampling_settings
 
 PROMPTS_AT_MOST = 100_000
 """Prompts that a run takes from its source; more would only be read to be thrown away."""
+
+
+warn = logging.getLogger("humanward").warning
 
 
 M = TypeVar("M", bound=Policy | RewardModel | ValueNetwork)
@@ -38,12 +45,32 @@ class Context:
 
     def __init__(
         self, folder: RunFolder, config: LoopConfig, accelerator: Accelerator, progress: Progress, stop: StopFlag,
-        labelers: Sequence[Labeler] | None,
+        labelers: Sequence[Labeler] | None, tell: Callable[[str], None] = warn,
     ) -> None:  # fmt: skip
         self.folder, self.config, self.accelerator, self.progress, self.stop = folder, config, accelerator, progress, stop
+        self.tell = tell
         self.log = folder.metrics_log()
         self.timings = MetricsLog(folder.timings)
+        self.alarms = MetricsLog(folder.path / "alarms.jsonl")
+        self.stage, self.round = "", 0
+        """At work now; ``note`` sets them."""
+        self.cord = CordWatch(self)
         self._labelers = labelers
+
+    def note(self, stage: str, round: int, waiting: dict[str, Any] | None = None) -> None:
+        """Write into state.json where the run is, and what it waits for, if anything; the pages and ``status`` read it."""
+        self.stage, self.round = stage, round
+        if self.accelerator.is_main_process:
+            write_json(self.folder.state, {"stage": stage, "round": round} | ({"waiting": waiting} if waiting else {}))
+
+    @contextmanager
+    def waiting(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """For as long as the run waits: gives the function that tells state.json for what."""
+        place = self.stage, self.round
+        try:
+            yield lambda waiting: self.note(*place, waiting)
+        finally:
+            self.note(*place)
 
     @property
     def path(self) -> Path:
@@ -105,7 +132,7 @@ class Context:
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.folder.labels)
+        return Store(self.config.label_store or self.folder.labels)
 
     @cached_property
     def score(self) -> Score | None:
@@ -132,7 +159,8 @@ class Context:
     def surroundings(self, stage: str) -> Surroundings:
         return Surroundings(
             Checkpoints(self.folder.checkpoints / stage), self.log, self.stop, self.progress, self.config.checkpoint_seconds,
-            self.accelerator.is_main_process, faults=self.path / "faults", alarms=MetricsLog(self.path / "alarms.jsonl"),
+            self.accelerator.is_main_process, faults=self.path / "faults", alarms=self.alarms, tell=self.tell,
+            hold=lambda step, save: self.cord.hold(step, save, together=True),
         )  # fmt: skip
 
     def seed(self, stream: str, *indices: int) -> int:
@@ -188,7 +216,10 @@ def weights_hash(policy: Policy) -> str:
 
 def check_settings(config: LoopConfig) -> None:
     """What no single section can know. Raises UserError before anything is computed."""
-    if config.labeler.partition(":")[0] not in ("score", "labels", "own") or ":" not in config.labeler:
-        raise UserError(f"labeler: {config.labeler!r}: expected score:SPEC (for example score:positive) or labels:FILE")
+    name, colon, _ = config.labeler.partition(":")
+    if config.labeler != "people" and not (name in ("score", "labels", "own") and colon):
+        raise UserError(f"labeler: {config.labeler!r}: expected people, score:SPEC (for example score:positive) or labels:FILE")
+    if name == "score" and config.labels.kind not in ANSWERS:
+        raise UserError(f"labels.kind: a score answers {', '.join(ANSWERS)}, not {config.labels.kind}; choose one, or labeler=people")
     if config.sft is not None and config.sft.texts is None:
         raise UserError("sft.texts: not set; give texts to fine-tune on, or turn the stage off with sft=null")

@@ -18,9 +18,9 @@ from humanward.errors import UserError
 from humanward.feedback import Labeler
 from humanward.models import settled_dtype
 from humanward.rounds.config import LoopConfig
-from humanward.rounds.context import Context
+from humanward.rounds.context import Context, warn
 from humanward.rounds.stages import ask, baseline, check_inputs, collect, evaluate, export, fit_reward, prepare_prompts, supervise, tune
-from humanward.storage import RunFolder, StopFlag, verify_folder, write_json
+from humanward.storage import RunFolder, StopFlag, verify_folder
 from humanward.storage.files import write_bytes
 from humanward.trainers import Progress
 from humanward.trainers.run import silent
@@ -74,11 +74,13 @@ class Loop:
             continues the run has to bring them again.
         progress: told about every step.
         stop: asked at every safe point.
+        tell: told, a sentence each, what somebody should know: alarms, what the run waits for.
     """
 
     def __init__(
         self, folder: Path | str, config: LoopConfig | None = None, *, labelers: Sequence[Labeler] | None = None,
         progress: Progress = silent, stop: StopFlag | None = None, accelerator: Accelerator | None = None,
+        tell: Callable[[str], None] = warn,
     ) -> None:  # fmt: skip
         self.folder = RunFolder(folder)
         self.now: Stage | None = None
@@ -86,7 +88,7 @@ class Loop:
         self.accelerator = accelerator or Accelerator()
         self.config = self._settled(config, "own:" + ",".join(one.name for one in labelers) if labelers else None)
         self.stages = stages_of(self.config)
-        self.context = Context(self.folder, self.config, self.accelerator, progress, stop or StopFlag(), labelers)
+        self.context = Context(self.folder, self.config, self.accelerator, progress, stop or StopFlag(), labelers, tell)
 
     def pending(self) -> list[Stage]:
         """Stages that are not done, in order. A stage behind one that is missing counts as missing: it was made from something else."""
@@ -117,7 +119,7 @@ class Loop:
             for stage in pending:
                 self._do(stage)
             if not self.pending():
-                self._note("done", 0)
+                self.context.note("done", 0)
             return pending
 
     def _settled(self, config: LoopConfig | None, own: str | None) -> LoopConfig:
@@ -166,7 +168,8 @@ class Loop:
 
         self.context.stop.check()
         self.now = stage
-        self._note(stage.name, stage.round)
+        self.context.note(stage.name, stage.round)
+        self.context.cord.hold(together=stage.all_processes)
         started = time.monotonic()
         reset_peak_memory()
         output = self.folder.path / stage.output
@@ -176,6 +179,9 @@ class Loop:
                 stage.work(self.context, stage.round, temporary)
         elif stage.all_processes:
             stage.work(self.context, stage.round, output)
+        elif stage.name == "label" and self.config.labeler == "people":
+            while verify_folder(output) is not None:  # people take longer than a barrier waits
+                self.context.stop.wait(1.0)
         self.accelerator.wait_for_everyone()
         if main:
             if stage.name in ("sft", "reward", "baseline_sft"):  # PPO's are read again in the next round
@@ -186,10 +192,6 @@ class Loop:
                     "peak_memory_bytes": peak_memory(),
                 }
             )  # fmt: skip
-
-    def _note(self, stage: str, round: int) -> None:
-        if self.accelerator.is_main_process:
-            write_json(self.folder.state, {"stage": stage, "round": round})
 
     def _next_named(self, pending: list[Stage], name: str) -> list[Stage]:
         known = [stage.name for stage in self.stages]

@@ -18,8 +18,10 @@ from humanward.records import Comparison, Label, Prompt, Question, Response, rea
 from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
 from humanward.rounds.context import Context, check_settings, weights_hash
+from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
 from humanward.storage import generator, write_json
 from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, Surroundings, choices, train
+from humanward.trainers.questions import best_responses
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
 
@@ -39,6 +41,9 @@ def check_inputs(context: Context) -> None:
             context.stop.check()
     if config.labeler.startswith("labels:"):
         given_labels(context)
+    if config.labeler == "people":
+        instructions(config.labels.instructions)
+        gold_questions(context)
     if config.self_test:
         check_task(context.policy(config.model), context.task, context.source_prompts)
     context.stop.check()
@@ -106,13 +111,15 @@ def ask(context: Context, round: int, output: Path) -> None:
     overlap = int(count * config.labels.overlap_share)
     questions: list[Question] = []
     for start in range(0, count, QUESTIONS_AT_ONCE):
+        context.cord.hold()
         part = chosen[start : start + QUESTIONS_AT_ONCE]
         splits: list[Split] = ["validation" if start + i < validation else "train" for i in range(len(part))]
         responses = question_responses(context, policy, reference, part, splits, round, start)
         for i, (prompt, split, row) in enumerate(zip(part, splits, responses, strict=True)):
             # Overlapping questions are counted from the end, so that validation and overlap meet only where both are large.
             several = config.labels.overlap_labels if start + i >= count - overlap else 1
-            questions.append(Question(question_id(prompt, row, round=round), prompt, row, "best_of_k", round, split, several))
+            kind = config.labels.kind
+            questions.append(Question(question_id(prompt, row, kind=kind, round=round), prompt, row, kind, round, split, several))
         context.progress("sample", len(questions), count, {})
     write_jsonl(output / "questions.jsonl", (q.to_json() for q in {q.id: q for q in questions}.values()))
 
@@ -146,6 +153,10 @@ def collect(context: Context, round: int, output: Path) -> None:
     if context.config.labeler.startswith("labels:"):
         given, labels = given_labels(context)
         Snapshot.of(given, labels).save(output / "snapshot.jsonl")
+        return
+    if context.config.labeler == "people":
+        ask_people(context, round, questions)
+        patiently(context, lambda store: store.snapshot(round)).save(output / "snapshot.jsonl")
         return
     wanted = sum(q.overlap for q in questions)
     done = 0
@@ -202,8 +213,9 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
     train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
     if context.accelerator.is_main_process:
         trainer.reward_model.save(output)
-        chosen_responses = choices(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64) if validation else []
-        right = [choice == c.target for choice, c in zip(chosen_responses, validation, strict=True)]
+        told = [c for c in validation if len(best_responses(c)) < len(c.responses)]  # a tie of all tells nothing
+        chosen_responses = choices(trainer.reward_model, told, batch_size=settings.validation_batch_size or 64) if told else []
+        right = [choice in best_responses(c) for choice, c in zip(chosen_responses, told, strict=True)]
         write_json(output / "validation.json", {"round": round, "questions": len(right), "correct": sum(right), "labels": len(training)})
 
 
@@ -245,7 +257,7 @@ def baseline(context: Context, round: int, output: Path) -> None:
     settings = context.config.baseline_sft
     assert settings is not None
     training, validation = comparisons(context, context.config.labels.rounds)
-    chosen = [(c.prompt, c.responses[int(c.target)]) for c in training + validation]  # pyright: ignore[reportArgumentType]
+    chosen = [(c.prompt, c.responses[best[0]]) for c in training + validation if len(best := best_responses(c)) == 1]
     rows = [Demonstration(prompt.tokens, response.tokens, prompt.id) for prompt, response in chosen if response.tokens]
     policy = context.optimized(context.policy(context.reference_folder))
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed("baseline_sft"), accelerator=context.accelerator)

@@ -78,6 +78,15 @@ def preference_loss(scores: Float[Tensor, "B K"], questions: Questions) -> Float
     return (all_pairs_loss if questions.ranked else choice_loss)(scores, questions.target)
 
 
+def best_responses(comparison: Comparison) -> list[int]:
+    """The responses that the labeler found best: all of them where a pair is tied, several where an order begins with a tie."""
+    target = comparison.target
+    if not isinstance(target, (list, tuple)):
+        return [int(target)]
+    best = min(target) if comparison.kind == "ranking" else max(target)
+    return [index for index, value in enumerate(target) if value == best]
+
+
 def tokens_of(comparison: Comparison) -> int:
     """Of the prompt and all responses."""
     return len(comparison.prompt.tokens) + sum(len(response.tokens) for response in comparison.responses)

@@ -46,6 +46,10 @@ def silent(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> N
     """No progress shown."""
 
 
+def go_on(done: int, save: Callable[[], None]) -> None:
+    """Nothing to wait for."""
+
+
 @dataclass
 class Surroundings:
     """Where a training runs: all optional, so that a trainer can be used alone."""
@@ -64,6 +68,8 @@ class Surroundings:
     """What the watch over the metrics said."""
     tell: Callable[[str], None] = logging.getLogger("humanward").warning
     """Told each alarm, a sentence."""
+    hold: Callable[[int, Callable[[], None]], None] = go_on
+    """Called before each step as (steps done, a function that saves). It may save and wait; that never changes a result."""
 
 
 def train(
@@ -93,9 +99,17 @@ def train(
     history: list[dict[str, float]] = []
     saved_at, saved_step = time.monotonic(), first
     done = first
+
+    def save() -> None:
+        nonlocal saved_at, saved_step
+        if done > saved_step:
+            _save(around, trainer, done)
+            saved_at, saved_step = time.monotonic(), done
+
     try:
         for index in range(first, end):
             around.stop.check()
+            around.hold(done, save)
             metrics = {name: value for name, value in trainer.step(index).items() if math.isfinite(value)}
             done = index + 1
             history.append(metrics)
@@ -104,15 +118,13 @@ def train(
                 around.log.append({"stage": stage, "round": round, "step": index, **metrics})
             around.progress(stage, done, end, metrics)
             if done < end and time.monotonic() - saved_at > around.checkpoint_seconds:
-                _save(around, trainer, done)
-                saved_at, saved_step = time.monotonic(), done
+                save()
     except TrainingError as fault:
         raise RunError(f"{fault}. {_after(around, trainer, stage, round, done, fault)}") from None
     except Stopped:
         # careful: a step that was interrupted has changed nothing yet only if it raised before its first update; the last whole step is
         # what the weights hold whenever a trainer checks the flag before updating, and that is the rule for trainers.
-        if done > saved_step:
-            _save(around, trainer, done)
+        save()
         raise
     if end == trainer.total_steps and (first < end or end == 0):
         trainer.finish()
