@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,6 +44,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data in {folder}; set HUMANWARD_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A private server (bench/postgresql.py); ``postgresql.address("name")`` is an empty database to a store."""
+    spec = importlib.util.spec_from_file_location("postgresql", Path(__file__).parents[1] / "bench/postgresql.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pytest.importorskip("psycopg")
+    try:
+        cluster = module.Cluster()
+    except module.UnavailableError as reason:
+        pytest.skip(str(reason))
+    with cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

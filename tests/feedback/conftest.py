@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,24 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "disk", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    made = Store.in_memory(clock=clock) if request.param == "memory" else Store(tmp_path / "labels.db", clock=clock)
+    """A new store in each kind of database."""
+    address: str | Path = ":memory:"
+    if request.param == "disk":
+        address = tmp_path / "labels.db"
+    elif request.param == "postgresql":
+        address = request.getfixturevalue("new_address")()
+    made = Store(address, clock=clock)
     yield made
     assert made.verify() == []
     made.close()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def new_address(postgresql: Any) -> Callable[[], str]:
+    """new_address() -> the address of an empty PostgreSQL database."""
+    return lambda: postgresql.address(f"store_{next(_numbers)}")

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from humanward.errors import RunError, UserError
 from humanward.feedback import schema
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SAFE_WAL = (3, 51, 3)
 """Older SQLite libraries can corrupt a database in WAL mode when two connections write and checkpoint at once."""
 BUSY_SECONDS = 30
+RETRY_SECONDS = 10
+"""How long a lost database server is waited for."""
 _ADVISORY_LOCK = 0x68756D77
+_LOST = ("08", "57P01", "57P02", "57P03")  # SQLSTATEs of connections that fail or are ended by the server
 
 
 def sqlite_module() -> ModuleType:
@@ -35,20 +43,41 @@ def sqlite_module() -> ModuleType:
     return pysqlite3
 
 
+class LostConnectionError(RunError):
+    """The database server went away; whether the transaction was kept is unknown."""
+
+
+def retried(method: Callable[P, T]) -> Callable[P, T]:
+    """Do it again when the connection is lost. Only for what may be done twice: a client_event_id makes the second time a no-op."""
+
+    @functools.wraps(method)
+    def again(*args: P.args, **kwargs: P.kwargs) -> T:
+        deadline = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except LostConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+
+    return again
+
+
 class Database:
     """An engine with two kinds of transaction: ``read`` sees one state throughout, ``write`` is alone, short and durable when it ends."""
 
     def __init__(self, address: str | os.PathLike[str]) -> None:
-        """address: a file, or a database URL (sqlite:///…, postgresql+psycopg://…); ":memory:" is a store that dies with the process."""
+        """address: a file, or a URL (sqlite:///…, postgresql://…); ":memory:" is a store that dies with the process."""
         self.address = os.fspath(address)
         self._writing = threading.RLock()
-        self._pid = os.getpid()
+        self._pid, self._patience = os.getpid(), 0.0
         self.engine = self._make_engine()
         with self.read() as connection:
             version = _version(connection)
         if version != schema.SCHEMA_VERSION:
             with self.write() as connection:
                 self._make_schema(connection)
+        self._patience = RETRY_SECONDS
 
     @property
     def in_memory(self) -> bool:
@@ -57,14 +86,32 @@ class Database:
     @contextmanager
     def read(self) -> Generator[Connection]:
         """One consistent state, however many statements."""
-        with self._alone_if_in_memory(), self._one_line_errors(), self._own_engine().connect() as connection:
+        with self._alone_if_in_memory(), self._one_line_errors(), self._begun(self._own_engine()) as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Generator[Connection]:
         """One serial, durable transaction: committed and on disk when the block ends, undone when it raises."""
         engine = self._own_engine().execution_options(humanward_write=True)
-        with self._writing, self._one_line_errors(), engine.begin() as connection:
+        with self._writing, self._one_line_errors(), self._begun(engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _begun(self, engine: Engine) -> Generator[Connection]:
+        """A transaction, once there is a server to begin it."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            stack = ExitStack()
+            try:
+                connection = stack.enter_context(engine.connect())
+                stack.enter_context(connection.begin())
+                break
+            except DBAPIError as error:
+                stack.close()
+                if not _is_lost(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        with stack:
             yield connection
 
     def close(self) -> None:
@@ -89,10 +136,15 @@ class Database:
             url = make_url("sqlite://" if self.in_memory else self.address if "://" in self.address else f"sqlite:///{self.address}")
         except ArgumentError:
             raise UserError(f"{self.address}: not a database address; give a file name or a URL such as sqlite:///labels.db") from None
-        if url.get_backend_name() != "sqlite":
-            engine = create_engine(url, pool_pre_ping=True)
+        if url.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+            self.address = url.render_as_string(hide_password=True)  # it stands in messages
+            if importlib.util.find_spec("psycopg") is None:
+                raise UserError(f"{self.address}: needs the package psycopg: pip install 'humanward[postgres]'")
+            engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8, max_overflow=56)
             event.listen(engine, "begin", _begin_postgresql)
             return engine
+        if url.drivername != "sqlite":
+            raise UserError(f"{url.drivername}: labels are kept in SQLite or PostgreSQL; give a file name or postgresql://user@host/name")
         if url.database and not Path(url.database).parent.is_dir():
             raise UserError(f"{url.database}: the folder does not exist; create it or choose another place for the labels")
         module = sqlite_module()
@@ -108,10 +160,13 @@ class Database:
         if found is None:
             schema.metadata.create_all(connection)
             connection.execute(schema.about.insert(), {"key": "schema", "value": str(schema.SCHEMA_VERSION)})
+            connection.execute(schema.alembic_version.insert(), {"version_num": str(schema.SCHEMA_VERSION)})
         elif found > schema.SCHEMA_VERSION:
             raise UserError(f"{self.address}: made by schema {found}, this version reads {schema.SCHEMA_VERSION}: update humanward")
         elif found < schema.SCHEMA_VERSION:
-            raise UserError(f"{self.address}: made by schema {found}, this version reads {schema.SCHEMA_VERSION}")
+            from humanward.feedback.migrations import upgrade  # Alembic takes longer to import than the rest of the house
+
+            upgrade(connection)
 
     def scrub(self) -> None:
         """Leave nothing in the files of what was deleted or overwritten."""
@@ -149,11 +204,17 @@ class Database:
             yield
         except DBAPIError as error:
             reason = " ".join(str(error.orig).split())
+            if _is_lost(error):
+                raise LostConnectionError(f"{self.address}: the database server does not answer: {reason}") from None
             if "database or disk is full" in reason:
                 free = _free_bytes(Path(self.engine.url.database or "."))
                 raise RunError(
                     f"{self.address}: the disk is full: more than {free} bytes needed, {free} bytes free; free some space and start again"
                 ) from None
+            if getattr(error.orig, "sqlstate", None) == "53100":
+                raise RunError(f"{self.address}: the disk of the database server is full; free some space and try again") from None
+            if getattr(error.orig, "sqlstate", None) == "55P03":
+                raise RunError(f"{self.address}: locked for {BUSY_SECONDS} s by another program; end it or try again") from None
             if "is locked" in reason:
                 raise RunError(f"{self.address}: locked by another process for {BUSY_SECONDS} s; end it or try again") from None
             if "not a database" in reason or "unable to open" in reason:
@@ -161,6 +222,14 @@ class Database:
             if any(sign in reason for sign in ("disk I/O error", "readonly", "malformed", "connection")):
                 raise RunError(f"{self.address}: {reason}") from None
             raise
+
+
+def _is_lost(error: DBAPIError) -> bool:
+    """Whether PostgreSQL's connection failed: a refusal has an SQLSTATE, a dead socket none."""
+    if not type(error.orig).__module__.startswith("psycopg") or not isinstance(error, (OperationalError, InterfaceError)):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return state is None or state.startswith(_LOST)
 
 
 def _version(connection: Connection) -> int | None:
@@ -218,6 +287,6 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_postgresql(connection: Connection) -> None:
     # The hash chain is one total order, so writers take turns here as they do in SQLite.
     if connection.get_execution_options().get("humanward_write"):
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'; SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
     else:
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")

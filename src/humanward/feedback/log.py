@@ -14,6 +14,7 @@ from humanward.errors import UserError
 from humanward.feedback import schema
 from humanward.records import Label, content_id
 
+LONGEST_ID = 200
 HASHED = ("seq", "kind", "question_id", "labeler", "client_event_id", "target", "body", "time")
 
 _events = schema.events
@@ -24,6 +25,13 @@ _KNOWN = select(_events).where(_events.c.labeler == bindparam("the_labeler"), _e
 def canonical(value: Any) -> str:
     """The one JSON text of a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def checked_id(what: str, value: str) -> str:
+    """A name that any database can hold; UserError when it is not."""
+    if not 0 < len(value) <= LONGEST_ID or not value.isprintable():
+        raise UserError(f"{what} {value[:40]!r}: expected 1 to {LONGEST_ID} printable characters")
+    return value
 
 
 def sha256(text: str) -> str:
@@ -51,7 +59,8 @@ class Log:
 
     def known(self, labeler: str, client_event_id: str, kind: str, question_id: str | None) -> Mapping[Any, Any] | None:
         """The event that was recorded under this id before; UserError when it was something else."""
-        row = self.connection.execute(_KNOWN, {"the_labeler": labeler, "the_id": client_event_id}).mappings().one_or_none()
+        key = {"the_labeler": checked_id("labeler", labeler), "the_id": checked_id("client_event_id", client_event_id)}
+        row = self.connection.execute(_KNOWN, key).mappings().one_or_none()
         if row is not None and (row["kind"] != kind or question_id not in (None, row["question_id"])):
             used = f"the {row['kind']} of question {row['question_id']}"
             raise UserError(f"client_event_id {client_event_id!r} of {labeler} was used for {used}; take a new one")

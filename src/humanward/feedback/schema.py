@@ -11,6 +11,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    String,
     Table,
     Text,
     UniqueConstraint,
@@ -28,6 +29,8 @@ SCHEMA_VERSION = 2
 metadata = MetaData()
 
 about = Table("about", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
+
+alembic_version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))  # as Alembic makes it
 
 questions = Table(
     "questions",
@@ -50,7 +53,7 @@ questions = Table(
         Computed("CASE WHEN labels + leases < overlap AND gold IS NULL AND only_for IS NULL THEN 1 ELSE 0 END", persisted=True),
     ),
     Column("body", Text, nullable=False),  # the question as JSON
-    CheckConstraint("leases >= 0 AND labels >= 0 AND overlap >= 1", name="questions_counters"),
+    CheckConstraint("leases >= 0 AND labels >= 0 AND overlap >= 1"),
 )
 lacks_labels = questions.c.labels + questions.c.leases < questions.c.overlap
 is_gold, is_repeat = questions.c.gold.is_not(None), and_(questions.c.only_for.is_not(None), lacks_labels)
@@ -78,10 +81,10 @@ assignments = Table(
     Column("labeler", Text, primary_key=True),
     Column("permutation", Text, nullable=False),
     Column("state", Text, nullable=False),  # leased, free (expired or given back), answered, skipped
-    Column("since", Float, nullable=False, default=0.0),  # when the lease began, seconds since 1970; 0 puts it first
+    Column("since", Float, nullable=False, server_default=text("0")),  # when the lease began, seconds since 1970; 0 puts it first
     Column("expires", Float, nullable=False),  # seconds since 1970; only "leased" reads it
     Column("attempt", Integer, nullable=False, default=0),  # how many answers or skips were undone
-    CheckConstraint("state IN ('leased', 'free', 'answered', 'skipped')", name="assignments_state"),
+    CheckConstraint("state IN ('leased', 'free', 'answered', 'skipped')"),
 )
 is_leased = assignments.c.state == text("'leased'")
 Index("live_leases", assignments.c.expires, sqlite_where=is_leased, postgresql_where=is_leased)
@@ -92,8 +95,10 @@ labelers = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("cursor", Integer, nullable=False),  # no question below this position is open and unseen by the labeler
-    Column("gold_cursor", Integer, nullable=False, default=0),  # no gold question below this position is unseen by the labeler
-    Column("since_gold", Integer, nullable=False, default=0),  # questions lent since the last gold one
+    Column(
+        "gold_cursor", Integer, nullable=False, server_default=text("0")
+    ),  # no gold question below this position is unseen by the labeler
+    Column("since_gold", Integer, nullable=False, server_default=text("0")),  # questions lent since the last gold one
 )
 
 events = Table(
@@ -109,7 +114,7 @@ events = Table(
     Column("time", Text, nullable=False),
     Column("hash", Text, nullable=False),
     Column("remark", Integer),  # 1 where the labeler wrote or flagged something: the researcher's inbox
-    UniqueConstraint("labeler", "client_event_id", name="events_once"),
+    UniqueConstraint("labeler", "client_event_id"),
 )
 has_remark = events.c.remark.is_not(None)
 Index("events_by_labeler", events.c.labeler, events.c.seq)
@@ -146,7 +151,7 @@ people = Table(
     Column("role", Text, nullable=False),
     Column("disabled", Integer, nullable=False, default=0),
     Column("created", Float, nullable=False),
-    CheckConstraint("role IN ('labeler', 'researcher', 'admin')", name="people_role"),
+    CheckConstraint("role IN ('labeler', 'researcher', 'admin')"),
 )
 
 invites = Table(

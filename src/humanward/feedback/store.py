@@ -13,9 +13,9 @@ from sqlalchemy import Connection, func, insert, select
 
 from humanward.errors import UserError
 from humanward.feedback import queue, schema
-from humanward.feedback.database import Database
+from humanward.feedback.database import Database, retried
 from humanward.feedback.kinds import kind_of
-from humanward.feedback.log import Log, canonical, label_of, sha256, time_text
+from humanward.feedback.log import Log, canonical, checked_id, label_of, sha256, time_text
 from humanward.feedback.people import People, append_audit
 from humanward.feedback.queue import Assignment, assignment_of, place_of, question_of
 from humanward.feedback.reading import Counts, Reader
@@ -24,7 +24,6 @@ from humanward.records import Label, Question, content_id
 __all__ = ["LEASE_SECONDS", "Answer", "Assignment", "Cord", "Counts", "Store"]
 
 LEASE_SECONDS = 600.0
-LONGEST_ID = 200
 LONGEST_TEXT = 10_000
 """Of a comment or a reason, characters."""
 _CHUNK = 500
@@ -79,6 +78,7 @@ class Store(Reader):
 
     # Questions
 
+    @retried
     def add_questions(self, questions: Iterable[Question], *, gold: Mapping[str, Any] | None = None) -> int:
         """Put questions at the end of the queue and return how many were new. A question that is there already is passed over.
 
@@ -133,8 +133,9 @@ class Store(Reader):
         now = self._clock()
         with self._database.write() as connection:
             queue.expire(connection, now)
-            return queue.lend(connection, _checked_id("labeler", labeler), limit, now, now + seconds)
+            return queue.lend(connection, checked_id("labeler", labeler), limit, now, now + seconds)
 
+    @retried
     def held(self, labeler: str, limit: int, seconds: float = LEASE_SECONDS) -> list[Assignment]:
         """What the labeler holds, oldest first, topped up with new questions to ``limit``; all their leases last ``seconds`` from now.
 
@@ -146,10 +147,11 @@ class Store(Reader):
             mine = [assignment_of(place, labeler) for place in queue.held(connection, labeler)]
             queue.renew(connection, labeler, now + seconds)
             more = (
-                queue.lend(connection, _checked_id("labeler", labeler), limit - len(mine), now, now + seconds) if limit > len(mine) else []
+                queue.lend(connection, checked_id("labeler", labeler), limit - len(mine), now, now + seconds) if limit > len(mine) else []
             )
             return [*mine, *more][:limit]
 
+    @retried
     def release(self, labeler: str) -> int:
         """Give back every question that the labeler holds, without an answer; returns how many."""
         with self._database.write() as connection:
@@ -178,12 +180,14 @@ class Store(Reader):
         """
         return self.record_many(labeler, [Answer(question_id, answer, client_event_id, seconds, confidence, comment, instructions)])[0]
 
+    @retried
     def record_many(self, labeler: str, answers: Sequence[Answer]) -> list[Label]:
         """Keep several answers in one transaction: all of them or none."""
         with self._database.write() as connection:
             log = Log(connection, self._clock)
             return [self._record(log, labeler, answer) for answer in answers]
 
+    @retried
     def skip(self, labeler: str, question_id: str, client_event_id: str, reason: str = "") -> None:
         """Hand the question to others and never show it to this labeler again, unless they undo the skip."""
         with self._database.write() as connection:
@@ -200,6 +204,7 @@ class Store(Reader):
         """Tell the researcher something about a question."""
         self._remark("comment", labeler, question_id, client_event_id, {"comment": _checked_text("comment", text)})
 
+    @retried
     def undo(self, labeler: str, client_event_id: str, seconds: float = LEASE_SECONDS) -> Assignment | None:
         """Take back the labeler's newest label or skip that still counts, and lend them the question again. Flags and comments stay.
 
@@ -223,6 +228,7 @@ class Store(Reader):
                     queue.mark_dispute(connection, place.id)
             return assignment_of(place_of(connection, labeler, done["question_id"]), labeler)
 
+    @retried
     def adjudicate(self, person: str, question_id: str, answer: Any, client_event_id: str, comment: str = "") -> Label:
         """Decide a question about which labelers disagree: from now on its newest adjudication alone trains. It can be done again.
 
@@ -242,6 +248,7 @@ class Store(Reader):
 
     # Instructions
 
+    @retried
     def add_instructions(self, text: str) -> str:
         """Make a text the instructions that hold now and return its version. The current text again changes nothing."""
         version, table = self.instructions_version(text), schema.instructions
@@ -302,6 +309,7 @@ class Store(Reader):
                     queue.queue_repeat(log.connection, labeler, place, body["permutation"])
         return label_of(row)
 
+    @retried
     def _remark(self, kind: str, labeler: str, question_id: str, client_event_id: str, body: dict[str, Any]) -> None:
         with self._database.write() as connection:
             place = place_of(connection, labeler, question_id)
@@ -348,12 +356,6 @@ def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _lot(*parts: str) -> float:
     """A number in [0, 1) that depends on its arguments alone."""
     return int(content_id("lot", *parts), 16) / 2**64
-
-
-def _checked_id(what: str, value: str) -> str:
-    if not 0 < len(value) <= LONGEST_ID or not value.isprintable():
-        raise UserError(f"{what} {value[:40]!r}: expected 1 to {LONGEST_ID} printable characters")
-    return value
 
 
 def _checked_text(what: str, value: str) -> str:
