@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from humanward.data import Demonstration, Task, TaskConfig, Text, demonstrations, text_windows
+from humanward.data import Demonstration, Task, TaskConfig, Text, text_windows
+from humanward.data.demonstrations import demonstrations
 from humanward.errors import UserError
 
 

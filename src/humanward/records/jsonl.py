@@ -36,13 +36,18 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant, parse_float=finite)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise UserError(f"{where}: nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    return checked_object(value, text, where)
+
+
+def checked_object(value: Any, text: str, where: str) -> dict[str, Any]:
+    """What ``text`` was parsed to, if it is an object of text that can be written again; else a UserError that begins with ``where``."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: expected an object like {{"prompt": …}}, found {_kind(value)}')
     if "\\ud" in text.lower():
@@ -95,7 +100,7 @@ def write_jsonl(path: Path | str, rows: Iterable[dict[str, Any]]) -> int:
             raw.flush()
             os.fsync(raw.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot write: {error.strerror or error}; free some space or choose another folder") from None
     finally:
@@ -126,7 +131,8 @@ def _line(row: dict[str, Any], where: str) -> bytes:
         raise UserError(f"{where}: cannot be written as JSON: {error}") from None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -134,7 +140,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json``: an object whose keys are all different."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -143,11 +150,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(name: str) -> NoReturn:
+def no_constant(name: str) -> NoReturn:
+    """For ``json``: no NaN, no infinities."""
     raise ValueError(f"{name} is not a number that JSON knows; leave the value out or use null")
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """For ``json``: a number that a float can hold."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {text[:40]} is too large")

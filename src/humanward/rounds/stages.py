@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from humanward.data import demonstrations, iter_texts, text_windows
+from humanward.data import iter_texts, text_windows
 from humanward.data.batches import epoch_order, index_order
-from humanward.data.demonstrations import Demonstration
+from humanward.data.demonstrations import Demonstration, demonstrations
 from humanward.feedback import Snapshot, answer_questions
 from humanward.maths.schedules import labels_required
 from humanward.models import Policy, RewardModel, ValueNetwork, check_compiler, load_causal_lm

@@ -1,0 +1,133 @@
+"""Our own labels as a table, a row per label: for spreadsheets (CSV) and data frames (Parquet). Exact but for tokens and metadata.
+
+A file of ``prompt``, ``responses``, ``best`` is the same table with most columns left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from humanward.data.formats.rows import Labeled, Row, asked, is_number, is_whole, numeric, said, short, written
+from humanward.errors import UserError
+from humanward.records import Label, Question
+
+COLUMNS = ("prompt", "answer")
+BEST_COLUMNS = ("prompt", "responses", "best")
+MAX_RESPONSES = 9
+LIST_KINDS = ("ranking", "soft")
+
+
+def read(row: Row) -> Iterator[Labeled]:
+    """One question and one label of any kind."""
+    responses = _responses(row)
+    if not responses:
+        raise UserError(f"{row.where}: no responses: expected `responses`, a list of texts, or `response_1`, `response_2`, …")
+    kind = row.text("kind") or ("best_of_k" if "best" in row.values else "")
+    if not kind:
+        raise UserError(f"{row.where}: `kind` is missing: say what kind of label `answer` is")
+    answer = _answer(row, kind)
+    number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
+    question = asked(row.filled("prompt"), responses, kind, id=row.name("question_id"), round=number, split=row.split())
+    label = said(
+        kind, answer, id=row.name("event_id"), labeler=row.name("labeler"), permutation=_permutation(row, len(responses)),
+        seconds=row.number("seconds"), confidence=row.number("confidence", 0, 1), comment=row.text("comment"), time=row.time("time"),
+        instructions=row.text("instructions"), adjudication=str(row.values.get("adjudication") or "").lower() == "true",
+    )  # fmt: skip
+    yield Labeled(row.where, question, (label,))
+
+
+def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
+    """One row. Lists stay lists; ``cells`` makes text of them."""
+    return [
+        {
+            "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
+            "prompt": question.prompt.text, "responses": [response.text for response in question.responses],
+            "answer": json.dumps(label.answer), "seconds": label.seconds, "confidence": label.confidence, "comment": label.comment,
+            "adjudication": label.adjudication, "instructions": label.instructions,
+            "permutation": list(label.permutation), "question_id": question.id, "event_id": label.id,
+        }
+    ], 0  # fmt: skip
+
+
+def header(most: int) -> list[str]:
+    """The columns of a CSV file for questions of at most ``most`` responses."""
+    responses = [f"response_{number}" for number in range(1, most + 1)]
+    before = ["time", "labeler", "round", "split", "kind", "prompt"]
+    return [
+        *before,
+        *responses,
+        "answer",
+        "seconds",
+        "confidence",
+        "comment",
+        "adjudication",
+        "instructions",
+        "permutation",
+        "question_id",
+        "event_id",
+    ]
+
+
+def cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of ``write`` for CSV: a column per response; responses are counted from 1, as the columns are."""
+    flat = {name: value for name, value in row.items() if name not in ("responses", "answer", "permutation")}
+    flat |= {f"response_{number}": text for number, text in enumerate(row["responses"], start=1)}
+    flat["permutation"] = " ".join(str(index + 1) for index in row["permutation"])
+    flat["answer"] = _spelled(row["kind"], json.loads(row["answer"]))
+    return flat
+
+
+def _spelled(kind: str, answer: Any) -> Any:
+    if isinstance(answer, list):
+        return " ".join(str(value + 1 if kind == "ranking" else value) for value in answer)
+    return answer + 1 if kind in ("best_of_k", "pair") and answer != "tie" else answer
+
+
+def _responses(row: Row) -> list[str]:
+    given = row.values.get("responses")
+    if given is not None:
+        if not isinstance(given, list):
+            raise row.fault("responses", "a list of texts", given)
+        return [written(text, f"{row.where}: `responses[{k}]`") for k, text in enumerate(given)]
+    names = [f"response_{number}" for number in range(1, MAX_RESPONSES + 1)]
+    filled = [name for name in names if row.has(name)]
+    count = names.index(filled[-1]) + 1 if filled else 0
+    return [row.filled(name) for name in names[:count]]
+
+
+def _answer(row: Row, kind: str) -> Any:
+    if "answer" not in row.values and "best" in row.values:
+        return row.whole("best", 0, MAX_RESPONSES - 1)
+    value = row.take("answer")
+    if "responses" in row.values:  # JSON or Parquet: the answer as it is stored
+        return _parsed(row, value) if isinstance(value, str) and value != "tie" else value
+    if not isinstance(value, str) or not value.strip():
+        raise row.fault("answer", "an answer", value)
+    if kind in LIST_KINDS:
+        numbers = [numeric(word) for word in value.split()]
+        if not all(is_whole(n) if kind == "ranking" else is_number(n) for n in numbers):
+            raise row.fault("answer", "a rank from 1 for each response" if kind == "ranking" else "a probability for each response", value)
+        return [n - 1 for n in numbers] if kind == "ranking" else numbers
+    number = numeric(value)
+    return number - 1 if kind in ("best_of_k", "pair") and is_whole(number) else number
+
+
+def _parsed(row: Row, text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=lambda word: word)
+    except ValueError:
+        raise row.fault("answer", "an answer as JSON", text) from None
+    except RecursionError:
+        raise row.fault("answer", "an answer as JSON", "nested too deep") from None
+
+
+def _permutation(row: Row, count: int) -> tuple[int, ...]:
+    value = row.values.get("permutation")
+    if value in (None, "", []):
+        return ()
+    order = [number - 1 if is_whole(number) else number for number in map(numeric, value.split())] if isinstance(value, str) else value
+    if not isinstance(order, list) or not all(map(is_whole, order)) or sorted(order) != list(range(count)):
+        raise UserError(f"{row.where}: `permutation`: expected each of the {count} responses once, found {short(value)}")
+    return tuple(order)
