@@ -205,6 +205,8 @@ def normal(distribution: str) -> str:
         "import humanward.records",
         "import humanward.config",
         "import humanward.feedback",
+        "import humanward.feedback.exchange",
+        "import humanward.data.formats",
         "import humanward.storage",
         "from humanward.cli import main; main(['--help'])",
     ],
