@@ -21,7 +21,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Seed = Annotated[int | None, typer.Option(help="Everything random is derived from it.", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="Hugging Face folder or name of a causal language model.", show_default=False)]
 Prompts = Annotated[str | None, typer.Option(help="A .txt, .jsonl or .parquet file, a folder or a data set's name.", show_default=False)]
-Labeler = Annotated[str | None, typer.Option(help="people, score:SPEC (score:positive, score:length:40, …) or labels:FILE.", show_default=False)]
+Labeler = Annotated[
+    str | None, typer.Option(help="people, score:SPEC (score:positive, score:length:40, …) or labels:FILE.", show_default=False)
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML.", show_default=False)]
 Preset = Annotated[str | None, typer.Option(help="Settings that ship with the package: `humanward presets`.", show_default=False)]
 

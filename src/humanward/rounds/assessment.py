@@ -13,10 +13,13 @@ from humanward.data.batches import epoch_order
 from humanward.evaluation.text_quality import text_quality
 from humanward.evaluation.win_rates import accuracy_row, mean_with_interval, win_rates
 from humanward.feedback import Snapshot
+from humanward.feedback.agreement import agreement_report, rows_of
 from humanward.maths.optimum import best_of_n_frontier, reweighted_frontier
 from humanward.models import Policy, RewardModel
 from humanward.records import Comparison, Prompt, Response
 from humanward.rounds.context import Context
+from humanward.rounds.people import patiently
+from humanward.storage import read_json
 from humanward.trainers import choices
 from humanward.trainers.scoring import texts, truncated
 
@@ -46,6 +49,7 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if context.config.baseline_sft is not None:
         answers["sft"] = answer(context, context.policy(context.path / "baseline_sft"), reference, prompts, "sft")
     answers["ppo"] = answer(context, context.policy(context.path / "policy"), reference, prompts, "ppo")
+    last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
     results: dict[str, Any] = {
         "labeler": context.config.labeler,
         "seed": context.config.seed,
@@ -54,13 +58,17 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "text_quality": {
             name: {**text_quality(a.tokens, [p.tokens for p in prompts]), "bits_per_byte": a.reference_bits} for name, a in answers.items()
         },
-        "labels": label_counts(context),
+        "labels": label_counts(context, last),
     }
+    if found := agreement(context, last):
+        results["agreement"] = found
     scores = true_scores(context, prompts, answers)
     results |= comparison_of_scores(context, scores)
     if context.score is not None:
         results["frontier"] = frontier(context, reference, prompts, scores, results)
         results["reward_model"] = reward_model_accuracy(context, reference, prompts)
+    elif rows := measured_reward_models(context):
+        results["reward_model"] = rows
     return results, shown(context, prompts, answers, scores)
 
 
@@ -187,21 +195,34 @@ def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence
     return rows
 
 
-def label_counts(context: Context) -> dict[str, Any]:
-    """How many labels each round brought, and how well the labelers agree."""
-    last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
+def measured_reward_models(context: Context) -> list[dict[str, Any]]:
+    """Every round's reward model on the round's own validation questions, as the labelers answered them; it had not seen them."""
+    rows: list[dict[str, Any]] = []
+    for number in range(1, context.config.labels.rounds + 1):
+        found = read_json(context.path / f"rounds/{number}/reward/validation.json")
+        if found["questions"]:
+            correct = [i < found["correct"] for i in range(found["questions"])]
+            K = context.config.labels.responses_per_question
+            rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
+    return rows
+
+
+def label_counts(context: Context, last: Snapshot) -> dict[str, Any]:
+    """How many labels each round brought."""
     round_of = {q.id: q.round for q in last.questions}
     per_round = [sum(round_of[label.question_id] == r for label in last.labels) for r in range(1, context.config.labels.rounds + 1)]
-    return {"total": len(last.labels), "rounds": per_round, "snapshot": last.sha256, **agreement(last)}
+    return {"total": len(last.labels), "rounds": per_round, "snapshot": last.sha256}
 
 
-def agreement(snapshot: Snapshot) -> dict[str, float]:
-    """Share of pairs of labelers who gave the same answer to the same question; nothing where no question had two."""
-    answers: dict[str, list[Any]] = {}
-    for label in snapshot.labels:
-        answers.setdefault(label.question_id, []).append(label.answer)
-    pairs = [(a, b) for given in answers.values() for i, a in enumerate(given) for b in given[i + 1 :]]
-    return {"agreement": sum(a == b for a, b in pairs) / len(pairs), "agreement_pairs": len(pairs)} if pairs else {}
+def agreement(context: Context, last: Snapshot) -> dict[str, Any]:
+    """The agreement report of the run's own labels, with gold questions and repeats where people answered."""
+    seed = context.seed("bootstrap")
+    if context.config.labeler != "people":
+        return agreement_report(rows_of(last), seed=seed)
+    own = {question.id for question in last.questions}
+    rows, people = patiently(context, lambda store: (store.labeler_rows(), store.people.all()))
+    rows = [row for row in rows if row.gold is not None or (row.repeat_of or row.question_id) in own]
+    return agreement_report(rows, {person.id for person in people if person.role != "labeler"}, seed=seed)
 
 
 def shown(context: Context, prompts: Sequence[Prompt], answers: dict[str, Answers], scores: dict[str, list[float]]) -> list[dict[str, Any]]:
