@@ -81,20 +81,25 @@ class Left:
         return counts, counts.missing
 
     def _look(self, store: Store) -> int:
-        questions = store.questions(self.round)
-        seen: dict[str, set[str]] = {question.id: set() for question in questions}
-        labels = dict.fromkeys(seen, 0)
-        for label in store.labels(self.round):
-            seen[label.question_id].add(label.labeler)
-            labels[label.question_id] += 1
-        for event in store.events(kinds=("skip",), limit=1_000_000):
-            if event.question_id in seen and not event.undone:
-                seen[event.question_id].add(event.labeler)
-        people = store.people.all()
-        here = set[str]().union(*seen.values()) | {person.id for person in people if person.role == "labeler"}
-        here -= {person.id for person in people if person.disabled}
-        lacking = {question.id: question.overlap - labels[question.id] for question in questions}
-        return sum(min(lacks, len(here - seen[key])) for key, lacks in lacking.items() if lacks > 0)
+        return sum(still_to_come(store, self.round).values())
+
+
+def still_to_come(store: Store, round: int) -> dict[str, int]:
+    """The questions of a round that lack labels: how many of these somebody who is here could give, see ``Left``."""
+    questions = store.questions(round)
+    seen: dict[str, set[str]] = {question.id: set() for question in questions}
+    labels = dict.fromkeys(seen, 0)
+    for label in store.labels(round):
+        seen[label.question_id].add(label.labeler)
+        labels[label.question_id] += 1
+    for event in store.events(kinds=("skip",), limit=1_000_000):
+        if event.question_id in seen and not event.undone:
+            seen[event.question_id].add(event.labeler)
+    people = store.people.all()
+    here = set[str]().union(*seen.values()) | {person.id for person in people if person.role == "labeler"}
+    here -= {person.id for person in people if person.disabled}
+    lacking = {question.id: question.overlap - labels[question.id] for question in questions}
+    return {key: min(lacks, len(here - seen[key])) for key, lacks in lacking.items() if lacks > 0}
 
 
 def prepare(context: Context, store: Store, gold: Sequence[tuple[Question, Any]]) -> None:
