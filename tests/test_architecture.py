@@ -208,7 +208,9 @@ def normal(distribution: str) -> str:
         "import humanward.feedback.exchange",
         "import humanward.data.formats",
         "import humanward.storage",
+        "import humanward.web",
         "from humanward.cli import main; main(['--help'])",
+        "from humanward.cli import main; main(['label', '--help'])",
     ],
 )
 def test_these_start_without_torch(code: str) -> None:

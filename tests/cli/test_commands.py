@@ -26,8 +26,8 @@ from humanward.rounds.loop import Stage
 from .conftest import Parts, run, start
 
 COMMANDS = [
-    "demo", "loop", "init", "sft", "sample", "label", "reward", "ppo", "evaluate", "report", "status", "presets", "settings",
-    "doctor",
+    "demo", "loop", "compare", "init", "sft", "sample", "label", "reward", "ppo", "evaluate", "invite", "report", "status", "export",
+    "import", "presets", "settings", "doctor", "labels",
 ]  # fmt: skip
 needs_assets = pytest.mark.skipif(
     not files("humanward").joinpath("assets/storyteller/config.json").is_file(), reason="the embedded model is not there"

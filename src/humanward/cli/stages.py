@@ -1,4 +1,4 @@
-"""``humanward sft | sample | label | reward | ppo | evaluate``: the next stage of a run, alone."""
+"""``humanward sft | sample | reward | ppo | evaluate``: the next stage of a run, alone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import typer
 
+from humanward.cli import label
 from humanward.cli.options import AsJson, Run, example
 from humanward.cli.running import run_loop
 
 WHAT = {
     "sft": "Fine-tune the model on texts before anything else.",
     "sample": "Let the policy write the responses of a round's questions.",
-    "label": "Put a round's questions to the labelers.",
     "reward": "Fit a round's reward model to all labels so far.",
     "ppo": "Tune the policy against a round's reward model.",
     "evaluate": "Compare the policies on fresh prompts, and write the report.",
@@ -22,6 +22,8 @@ WHAT = {
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, what in WHAT.items():
+        if name == "reward":  # the stages are listed in their order
+            label.register_label(app)
         text = f"{what}\n\nDoes the next stage of a run only, which must be this one: `humanward status` says which it is."
         app.command(name, help=text, epilog=example(f"humanward {name} runs/own"))(_command(name))
 

@@ -63,6 +63,9 @@ _NEXT_REPEAT = (
     .order_by(_asked.c.position)
     .limit(bindparam("limit"))
 )
+_COUNT_NEXT, _COUNT_GOLD, _COUNT_REPEATS = (
+    select(func.count()).select_from(query.with_only_columns(_asked.c.id).subquery()) for query in (_NEXT, _NEXT_GOLD, _NEXT_REPEAT)
+)
 LAST_POSITION = select(func.max(_asked.c.position))
 _lent = select(_asked, *_of_mine).join_from(_mine, _asked, _mine.c.question_id == _asked.c.id)
 _EXPIRED = _lent.where(schema.is_leased, _mine.c.expires <= bindparam("now"))
@@ -137,6 +140,16 @@ def free(connection: Connection, places: Sequence[Place]) -> None:
     _execute_many(connection, _SET_STATE, keys)
     count(connection, places, leases=-1)
     look_back(connection, places)
+
+
+def left(connection: Connection, labeler: str, most: int) -> int:
+    """How many questions the labeler holds or could get now, gold and repeats too, counted to ``most``."""
+    known = connection.execute(select(_names).where(_names.c.name == labeler)).mappings().one_or_none()
+    me = known or {"cursor": 0, "gold_cursor": 0}
+    found = len(held(connection, labeler))
+    for count_rows, cursor in ((_COUNT_NEXT, me["cursor"]), (_COUNT_GOLD, me["gold_cursor"]), (_COUNT_REPEATS, 0)):
+        found += connection.scalar(count_rows, {"labeler": labeler, "limit": most, "cursor": cursor}) or 0
+    return min(found, most)
 
 
 def renew(connection: Connection, labeler: str, expires: float) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, sele
 from humanward.feedback import schema
 from humanward.feedback.database import Database
 from humanward.feedback.log import current, label_of, sha256
-from humanward.feedback.queue import ANSWERED, Assignment, assignment_of, place_of, question_of
+from humanward.feedback.queue import ANSWERED, Assignment, assignment_of, left, place_of, question_of
 from humanward.feedback.snapshot import Snapshot
 from humanward.feedback.verify import faults
 from humanward.records import Label, Question
@@ -153,6 +153,11 @@ class Reader:
         query = select(mine.c.labeler, func.count()).where(mine.c.labeler.in_(names), mine.c.state == ANSWERED).group_by(mine.c.labeler)
         with self._database.read() as connection:
             return dict.fromkeys(names, 0) | dict(iter(connection.execute(query)))
+
+    def left(self, labeler: str, most: int = 1000) -> int:
+        """How many questions there are for the labeler now, those they hold, gold and repeats too, counted to ``most``."""
+        with self._database.read() as connection:
+            return left(connection, labeler, most)
 
     def counts(self, round: int | None = None) -> Counts:
         """How many labels there are and how many are still to come, over all rounds or in one."""

@@ -1,0 +1,143 @@
+"""What the pages say about the run that the labels are for. A file that is missing or being written is no fault here."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from humanward.config.yaml_text import read_layer
+from humanward.errors import RunError, UserError
+from humanward.storage import RunFolder, read_json
+
+POINTS = 200
+"""Of one curve; longer ones are averaged."""
+CHARTS: list[tuple[str, str, str, dict[str, str], str]] = [  # id, title, stage, metrics with their names, what stands below
+    ("score", "Score of the policy", "ppo", {"score": "reward model", "true_score": "known score"}, "update"),
+    ("kl", "KL from the reference, nats", "ppo", {"kl": "KL"}, "update"),
+    ("length", "Length of responses, tokens", "ppo", {"response_length": "length"}, "update"),
+    ("entropy", "Entropy, nats per token", "ppo", {"entropy": "entropy"}, "update"),
+    ("accuracy", "Accuracy of the reward model", "reward", {"accuracy": "round {round}"}, "step of the round"),
+    ("reward-loss", "Loss of the reward model", "reward", {"loss": "round {round}"}, "step of the round"),
+    ("sft-loss", "Loss of fine-tuning on texts", "sft", {"loss": "loss"}, "step"),
+]
+STAGES = {
+    "prompts": "prepares the prompts", "sft": "fine-tunes the model on texts", "sample": "writes the responses of round {round}",
+    "label": "waits for the labels of round {round}", "reward": "fits the reward model of round {round}",
+    "ppo": "tunes the policy in round {round}", "baseline_sft": "fine-tunes the baseline", "export": "writes the policy",
+    "evaluate": "compares the policies", "done": "is finished",
+}  # fmt: skip
+Points = list[tuple[float, float]]
+
+
+@dataclass
+class _Rows:
+    """The rows of a log that only grows, except when a resumed run cuts it back."""
+
+    offset: int = 0
+    inode: int = 0
+    head: bytes = b""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RunView:
+    """Reads state.json and metrics.jsonl of one run, only what is new."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = RunFolder(folder) if folder is not None else None
+        self._read = _Rows()
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.folder.path.resolve().name if self.folder is not None else ""
+
+    def stage(self) -> tuple[str, int] | None:
+        """The stage that the trainer is at, and its round; None where it has not begun or nobody can tell."""
+        try:
+            state = read_json(self.folder.state) if self.folder is not None else {}
+        except RunError:
+            return None
+        stage, number = (state.get("stage"), state.get("round", 0)) if isinstance(state, dict) else (None, 0)
+        return (stage, number) if isinstance(stage, str) and isinstance(number, int) else None
+
+    def doing(self) -> str:
+        """The same as words, to stand behind "the trainer"."""
+        stage = self.stage()
+        return STAGES.get(stage[0], "is at {0}").format(stage[0], round=stage[1]) if stage else "has not begun"
+
+    def settings(self) -> dict[str, Any]:
+        """config.yaml as plain values; empty where it cannot be read."""
+        try:
+            return read_layer(self.folder.config).values if self.folder is not None else {}
+        except UserError:
+            return {}
+
+    def charts(self) -> list[dict[str, Any]]:
+        """The curves that there are, as JSON: id, title, below, series of {name, points}."""
+        rows = self.rows()
+        charts = []
+        for name, title, stage, metrics, below in CHARTS:
+            series = [one for metric, label in metrics.items() for one in _series(rows, stage, metric, label)]
+            if series:
+                charts.append({"id": name, "title": title, "below": below, "series": series})
+        return charts
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl so far."""
+        if self.folder is None:
+            return []
+        with self._lock:
+            try:
+                self._catch_up(self.folder.metrics)
+            except OSError:
+                return []
+            return list(self._read.rows)
+
+    def _catch_up(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            stat = path.stat()
+            head = file.read(min(200, self._read.offset))
+            if stat.st_ino != self._read.inode or stat.st_size < self._read.offset or head != self._read.head[: len(head)]:
+                self._read = _Rows(inode=stat.st_ino)  # a resumed run has cut the log back
+            file.seek(self._read.offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        if self._read.offset < 200:
+            self._read.head += whole[: 200 - self._read.offset]
+        self._read.offset += len(whole)
+        self._read.rows += filter(None, map(_row, whole.splitlines()))
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int) else None
+
+
+def _series(rows: Iterable[dict[str, Any]], stage: str, metric: str, name: str) -> list[dict[str, Any]]:
+    """One series, or one per round where the name says so."""
+    found: dict[str, Points] = {}
+    for row in rows:
+        value = row.get(metric)
+        if row["stage"] == stage and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found.setdefault(name.format(round=row.get("round", 0)), []).append((row["step"], float(value)))
+    return [{"name": label, "points": averaged(points)} for label, points in found.items()]
+
+
+def averaged(points: Points, most: int = POINTS) -> Points:
+    """Means of neighbouring points, at most ``most`` of them."""
+    size = -(-len(points) // most)
+    chunks = (points[start : start + size] for start in range(0, len(points), size))
+    return [(sum(x for x, _ in chunk) / len(chunk), _rounded(sum(y for _, y in chunk) / len(chunk))) for chunk in chunks]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
