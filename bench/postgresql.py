@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Cluster:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.stop()
+        if (self.data / "postmaster.pid").exists():
+            self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
@@ -55,12 +57,14 @@ class Cluster:
 
     def kill(self) -> None:
         """kill -9 of the whole server."""
-        pid = int((self.data / "postmaster.pid").read_text().split()[0])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for one in [pid, *map(int, children)]:
-            os.kill(one, signal.SIGKILL)
-        while Path(f"/proc/{pid}").exists() and b"zombie" not in Path(f"/proc/{pid}/status").read_bytes():
-            pass
+        first = int((self.data / "postmaster.pid").read_text().split()[0])
+        pids = [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        while any(_runs(pid) for pid in pids):
+            time.sleep(0.01)
+        for lock in (self.data / "postmaster.pid", *self.folder.glob(".s.PGSQL.*")):
+            lock.unlink()  # the pid in it looks alive as long as nobody has collected it
 
     def address(self, schema: str = "public") -> str:
         """A database URL whose tables live in a schema of their own, which is made when it is not there."""
@@ -77,6 +81,13 @@ class Cluster:
             if done.returncode:
                 output.seek(0)
                 raise RuntimeError(f"{program}: {output.read().decode(errors='replace')}")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def find_programs() -> Path:

@@ -44,7 +44,7 @@ class Assignment:
 
 _asked, _mine, _names = schema.questions, schema.assignments, schema.labelers
 _of_labeler = and_(_mine.c.question_id == _asked.c.id, _mine.c.labeler == bindparam("labeler"))
-_of_mine = (_mine.c.labeler, _mine.c.permutation, _mine.c.state, _mine.c.attempt, _mine.c.since)
+_of_mine = (_mine.c.labeler, _mine.c.permutation, _mine.c.state, _mine.c.attempt, _mine.c.turn)
 _PLACE = select(_asked, *_of_mine).select_from(_asked.outerjoin(_mine, _of_labeler))
 _PLACE_OF = _PLACE.where(_asked.c.id == bindparam("question"))
 _unseen = or_(_mine.c.state.is_(None), _mine.c.state == FREE)
@@ -69,10 +69,16 @@ _COUNT_NEXT, _COUNT_GOLD, _COUNT_REPEATS = (
 LAST_POSITION = select(func.max(_asked.c.position))
 _lent = select(_asked, *_of_mine).join_from(_mine, _asked, _mine.c.question_id == _asked.c.id)
 _EXPIRED = _lent.where(schema.is_leased, _mine.c.expires <= bindparam("now"))
-_HELD = _lent.where(_mine.c.labeler == bindparam("labeler"), _mine.c.state == LEASED).order_by(_mine.c.since, _asked.c.position)
+_LABELER = select(_names).where(_names.c.name == bindparam("labeler"))
+_SET_LABELER = (
+    update(_names)
+    .where(_names.c.name == bindparam("new_name"))
+    .values({name: bindparam(f"new_{name}") for name in ("cursor", "gold_cursor", "lent", "gold_at")})
+)
+_HELD = _lent.where(_mine.c.labeler == bindparam("labeler"), _mine.c.state == LEASED).order_by(_mine.c.turn, _asked.c.position)
 _this = update(_mine).where(_mine.c.question_id == bindparam("the_question"), _mine.c.labeler == bindparam("the_labeler"))
 _SET_STATE = _this.values(state=bindparam("new_state"))
-_CHANGING = ("state", "since", "expires", "attempt")
+_CHANGING = ("state", "turn", "expires", "attempt")
 _SET_ASSIGNMENT = _this.values({name: bindparam(f"new_{name}") for name in _CHANGING})
 _RENEW = update(_mine).where(_mine.c.labeler == bindparam("the_labeler"), _mine.c.state == LEASED).values(expires=bindparam("new_expires"))
 _ADD_COUNTS = (
@@ -157,34 +163,38 @@ def renew(connection: Connection, labeler: str, expires: float) -> None:
     connection.execute(_RENEW, {"the_labeler": labeler, "new_expires": expires})
 
 
-def lend(connection: Connection, labeler: str, limit: int, now: float, expires: float) -> list[Assignment]:
+def lend(connection: Connection, labeler: str, limit: int, expires: float) -> list[Assignment]:
     """Lend the labeler the next questions for them, ``limit`` at most."""
-    places = _take_next(connection, labeler, limit)
+    places, turn = _take_next(connection, labeler, limit)
     assignments = [assignment_of(place, labeler) for place in places]
     fresh, again = [], []
-    for place, made in zip(places, assignments, strict=True):
-        (fresh if place.state is None else again).append(_row_of(made, LEASED, now, expires))
+    for number, (place, made) in enumerate(zip(places, assignments, strict=True)):
+        (fresh if place.state is None else again).append(_row_of(made, LEASED, turn + number, expires))
     _execute_many(connection, insert(_mine), fresh)
     _execute_many(connection, _SET_ASSIGNMENT, [_keyed(row) for row in again])
     count(connection, places, leases=1)
     return assignments
 
 
-def _take_next(connection: Connection, labeler: str, limit: int) -> list[Place]:
-    """Open questions, the labeler's repeats and gold ones, merged by position; the cursors move behind what is taken."""
-    known = connection.execute(select(_names).where(_names.c.name == labeler)).mappings().one_or_none()
-    me = dict(known or {"name": labeler, "cursor": 0, "gold_cursor": 0, "since_gold": 0})
-    key = {"labeler": labeler, "limit": limit}
+def _take_next(connection: Connection, labeler: str, limit: int) -> tuple[list[Place], int]:
+    """Open questions, the labeler's repeats and gold ones, merged by position; the cursors move behind what is taken.
+
+    Returns them with the turn of the first. Gold comes when its position is reached, or nothing else is left, but not too often.
+    """
+    known = connection.execute(_LABELER, {"labeler": labeler}).mappings().one_or_none()
+    me = dict(known or {"name": labeler, "cursor": 0, "gold_cursor": 0, "lent": 0, "gold_at": 0})
+    key, turn = {"labeler": labeler, "limit": limit}, me["lent"] + 1
     common = connection.execute(_NEXT, key | {"cursor": me["cursor"]}).all()
     gold = connection.execute(_NEXT_GOLD, key | {"cursor": me["gold_cursor"]}).all()
     others = sorted([*common, *connection.execute(_NEXT_REPEAT, key)], key=lambda place: place.position)
     taken: list[Place] = []
     golds = 0
     while len(taken) < limit and (golds < len(gold) or others):
-        due = golds < len(gold) and (not others or (me["since_gold"] >= GOLD_GAP and gold[golds].position < others[0].position))
+        due = golds < len(gold) and (not others or (me["lent"] - me["gold_at"] >= GOLD_GAP and gold[golds].position < others[0].position))
         taken.append(gold[golds] if due else others.pop(0))
-        golds += due
-        me["since_gold"] = 0 if due else me["since_gold"] + 1
+        me["lent"] += 1
+        if due:
+            golds, me["gold_at"] = golds + 1, me["lent"]
     last = connection.scalar(LAST_POSITION) or 0
     left = {place.position for place in others}
     me["cursor"] = _behind(common, [place for place in common if place.position in left], limit, last)
@@ -192,8 +202,8 @@ def _take_next(connection: Connection, labeler: str, limit: int) -> list[Place]:
     if known is None:
         connection.execute(insert(_names), me)
     elif me != dict(known):
-        connection.execute(update(_names).where(_names.c.name == labeler).values(me))
-    return taken
+        connection.execute(_SET_LABELER, {f"new_{name}": value for name, value in me.items()})
+    return taken, turn
 
 
 def _behind(found: Sequence[Place], left: Sequence[Place], limit: int, last: int) -> int:
@@ -213,7 +223,7 @@ def settle(connection: Connection, labeler: str, place: Place, state: str) -> tu
     if place.state is None:
         question = question_of(place.body)
         shown = Assignment(question, labeler, tuple(range(len(question.responses))))
-        connection.execute(insert(_mine), _row_of(shown, state, 0.0, 0.0))
+        connection.execute(insert(_mine), _row_of(shown, state, 0, 0.0))
     else:
         shown = assignment_of(place, labeler)
         connection.execute(_SET_STATE, {"the_question": place.id, "the_labeler": labeler, "new_state": state})
@@ -229,7 +239,7 @@ def reopen(connection: Connection, labeler: str, place: Place, expires: float) -
     answered = place.state == ANSWERED
     theirs = place.gold is not None or place.only_for is not None
     state = LEASED if theirs or place.labels + place.leases - answered < place.overlap else FREE
-    row = _row_of(assignment_of(place, labeler), state, 0.0, expires)
+    row = _row_of(assignment_of(place, labeler), state, 0, expires)
     connection.execute(_SET_ASSIGNMENT, _keyed(row | {"attempt": place.attempt + 1}))
     count(connection, [place], leases=int(state == LEASED), labels=-answered, skipped=-(not answered))
     look_back(connection, [place])
@@ -248,7 +258,7 @@ def queue_repeat(connection: Connection, labeler: str, place: Place, permutation
     orders = (random_order(question, labeler, lot) for lot in range(1, 100))
     other = next((order for order in orders if order != permutation), permutation)
     shown = Assignment(Question.from_json(body), labeler, other)
-    connection.execute(insert(_mine), _row_of(shown, FREE, 0.0, 0.0))
+    connection.execute(insert(_mine), _row_of(shown, FREE, 0, 0.0))
 
 
 def mark_dispute(connection: Connection, question_id: str) -> None:
@@ -301,10 +311,10 @@ def look_back(connection: Connection, places: Sequence[Place]) -> None:
             connection.execute(update(_names).where(mine).values(gold_cursor=place.position))
 
 
-def _row_of(assignment: Assignment, state: str, since: float, expires: float) -> dict[str, Any]:
+def _row_of(assignment: Assignment, state: str, turn: int, expires: float) -> dict[str, Any]:
     return {
         "question_id": assignment.question.id, "labeler": assignment.labeler, "permutation": json.dumps(assignment.permutation),
-        "state": state, "since": since, "expires": expires, "attempt": assignment.attempt,
+        "state": state, "turn": turn, "expires": expires, "attempt": assignment.attempt,
     }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ assignments = Table(
     Column("labeler", Text, primary_key=True),
     Column("permutation", Text, nullable=False),
     Column("state", Text, nullable=False),  # leased, free (expired or given back), answered, skipped
-    Column("since", Float, nullable=False, server_default=text("0")),  # when the lease began, seconds since 1970; 0 puts it first
+    Column("turn", Integer, nullable=False, server_default=text("0")),  # the n-th question lent to the labeler; 0 comes before all
     Column("expires", Float, nullable=False),  # seconds since 1970; only "leased" reads it
     Column("attempt", Integer, nullable=False, default=0),  # how many answers or skips were undone
     CheckConstraint("state IN ('leased', 'free', 'answered', 'skipped')"),
@@ -95,10 +95,9 @@ labelers = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("cursor", Integer, nullable=False),  # no question below this position is open and unseen by the labeler
-    Column(
-        "gold_cursor", Integer, nullable=False, server_default=text("0")
-    ),  # no gold question below this position is unseen by the labeler
-    Column("since_gold", Integer, nullable=False, server_default=text("0")),  # questions lent since the last gold one
+    Column("gold_cursor", Integer, nullable=False, server_default=text("0")),  # no gold question below this position is unseen
+    Column("lent", Integer, nullable=False, server_default=text("0")),  # how many questions the labeler has been lent
+    Column("gold_at", Integer, nullable=False, server_default=text("0")),  # what ``lent`` was at the last gold one
 )
 
 events = Table(

@@ -133,7 +133,7 @@ class Store(Reader):
         now = self._clock()
         with self._database.write() as connection:
             queue.expire(connection, now)
-            return queue.lend(connection, checked_id("labeler", labeler), limit, now, now + seconds)
+            return queue.lend(connection, checked_id("labeler", labeler), limit, now + seconds)
 
     @retried
     def held(self, labeler: str, limit: int, seconds: float = LEASE_SECONDS) -> list[Assignment]:
@@ -146,9 +146,7 @@ class Store(Reader):
             queue.expire(connection, now)
             mine = [assignment_of(place, labeler) for place in queue.held(connection, labeler)]
             queue.renew(connection, labeler, now + seconds)
-            more = (
-                queue.lend(connection, checked_id("labeler", labeler), limit - len(mine), now, now + seconds) if limit > len(mine) else []
-            )
+            more = queue.lend(connection, checked_id("labeler", labeler), limit - len(mine), now + seconds) if limit > len(mine) else []
             return [*mine, *more][:limit]
 
     @retried

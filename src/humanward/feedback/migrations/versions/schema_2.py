@@ -37,8 +37,8 @@ def upgrade() -> None:
         op.execute("DROP TRIGGER events_no_UPDATE")
         op.execute("DROP TRIGGER events_no_DELETE")
     _change_questions(sqlite)
-    op.add_column("assignments", Column("since", Float, nullable=False, server_default=sa.text("0")))
-    for name in ("gold_cursor", "since_gold"):
+    op.add_column("assignments", Column("turn", Integer, nullable=False, server_default=sa.text("0")))
+    for name in ("gold_cursor", "lent", "gold_at"):
         op.add_column("labelers", Column(name, Integer, nullable=False, server_default=sa.text("0")))
     _change_events()
     op.execute(_VIEW)
