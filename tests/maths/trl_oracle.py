@@ -96,3 +96,16 @@ def _behind_a_prompt(mask: Tensor) -> Tensor:
 def _call(compute: Any, trainer: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     ids = torch.zeros_like(inputs["completion_mask"])
     return compute(trainer, model, inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, False)
+
+
+def reward(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
+    """TRL's reward-model loss of a batch of pairs, the mean over it."""
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    logits = torch.cat([chosen, rejected])[:, None]
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True), args=SimpleNamespace(center_rewards_coefficient=None), accelerator=Accelerator(cpu=True),
+        _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    inputs = {"attention_mask": torch.ones(2, 1)} | ({} if margin is None else {"margin": margin})
+    return RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=logits), inputs)  # pyright: ignore[reportArgumentType, reportReturnType]

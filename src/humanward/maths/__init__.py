@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from humanward.maths.acquisition import bald, choice_variance, draw_with_propensities, propensities, reweighted_mean
     from humanward.maths.advantages import gae
     from humanward.maths.agreement import (
         Agreement,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         observed_agreement,
     )
     from humanward.maths.kl import adapted_kl_coef, kl_estimate
+    from humanward.maths.labeler_noise import LabelerNoise, estimate_labeler_noise
     from humanward.maths.labeler_quality import (
         LabelerFlags,
         PositionBias,
@@ -80,7 +82,7 @@ if TYPE_CHECKING:
         plackett_luce_loss,
         reverse_kl,
     )
-    from humanward.maths.reward_losses import all_pairs_loss, best_of_k_loss, choice_loss, pair_loss
+    from humanward.maths.reward_losses import all_pairs_loss, best_of_k_loss, choice_loss, difference_loss, pair_loss, rating_loss
     from humanward.maths.schedules import cosine, labels_required, linear_to_zero
     from humanward.maths.sequential import (
         WinRateSequence,
@@ -98,6 +100,7 @@ __all__ = [
     "Agreement",
     "LabelTable",
     "LabelerFlags",
+    "LabelerNoise",
     "Pairs",
     "PositionBias",
     "Proportion",
@@ -116,6 +119,7 @@ __all__ = [
     "apo_zero_loss",
     "apo_zero_unpaired_loss",
     "approx_kl",
+    "bald",
     "bco_loss",
     "bco_pair_loss",
     "best_of_k_loss",
@@ -124,6 +128,7 @@ __all__ = [
     "bootstrap_interval",
     "chance_agreement_test",
     "choice_loss",
+    "choice_variance",
     "clip_fraction",
     "clipped_value_loss",
     "clopper_pearson",
@@ -133,10 +138,13 @@ __all__ = [
     "cosine",
     "cpo_loss",
     "desensitized_logprob",
+    "difference_loss",
     "discopop_loss",
     "divergence",
     "dpo_loss",
+    "draw_with_propensities",
     "entropy",
+    "estimate_labeler_noise",
     "exo_pair_loss",
     "fast_answers",
     "fixed_sample_size",
@@ -174,11 +182,14 @@ __all__ = [
     "position_bias",
     "position_ids",
     "ppo_clip_loss",
+    "propensities",
+    "rating_loss",
     "repeat_consistency",
     "researcher_agreement",
     "response_mask_until_eos",
     "reverse_kl",
     "reweighted_frontier",
+    "reweighted_mean",
     "robust_loss",
     "sft_loss",
     "sigmoid_norm_loss",
@@ -193,6 +204,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "acquisition": ("bald", "choice_variance", "draw_with_propensities", "propensities", "reweighted_mean"),
     "advantages": ("gae",),
     "agreement": (
         "Agreement",
@@ -206,6 +218,7 @@ _MODULES = {
         "observed_agreement",
     ),
     "kl": ("adapted_kl_coef", "kl_estimate"),
+    "labeler_noise": ("LabelerNoise", "estimate_labeler_noise"),
     "labeler_quality": (
         "LabelerFlags",
         "PositionBias",
@@ -264,7 +277,7 @@ _MODULES = {
         "plackett_luce_loss",
         "reverse_kl",
     ),
-    "reward_losses": ("all_pairs_loss", "best_of_k_loss", "choice_loss", "pair_loss"),
+    "reward_losses": ("all_pairs_loss", "best_of_k_loss", "choice_loss", "difference_loss", "pair_loss", "rating_loss"),
     "schedules": ("cosine", "labels_required", "linear_to_zero"),
     "sequential": (
         "WinRateSequence",

@@ -42,7 +42,7 @@ class Questions:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
-def check_questions(comparisons: Sequence[Comparison], model: PreTrainedModel) -> None:
+def check_questions(comparisons: Sequence[Comparison], model: PreTrainedModel, kinds: Sequence[str] = KINDS) -> None:
     """Can a model learn from them, in one batch?
 
     Raises:
@@ -50,9 +50,9 @@ def check_questions(comparisons: Sequence[Comparison], model: PreTrainedModel) -
     """
     for c in comparisons:
         first = comparisons[0]
-        if c.kind not in KINDS:
-            raise UserError(f"question {c.question_id}: nothing is learnt from labels of kind {c.kind} yet; it must be {', '.join(KINDS)}")
-        if len(c.responses) != len(first.responses) or (c.kind == "ranking") != (first.kind == "ranking"):
+        if c.kind not in kinds:
+            raise UserError(f"question {c.question_id}: nothing is learnt from labels of kind {c.kind} yet; it must be {', '.join(kinds)}")
+        if len(c.responses) != len(first.responses) or family(c) != family(first):
             raise UserError(
                 f"question {c.question_id}: {c.kind} of {len(c.responses)} responses among {first.kind} of {len(first.responses)}; "
                 "train on labels of one kind and one K"
@@ -65,7 +65,7 @@ def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device
     K = len(comparisons[0].responses)
     prompts, prompt_mask = left_pad([c.prompt.tokens for c in comparisons], pad_id)
     responses, response_mask = right_pad([r.tokens for c in comparisons for r in c.responses], pad_id)
-    target = torch.tensor([_target(c, K) for c in comparisons], dtype=torch.float32)
+    target = torch.tensor([target_of(c, K) for c in comparisons], dtype=torch.float32)
     shape = (len(comparisons), K, -1)
     return Questions(
         prompts.to(device), prompt_mask.to(device), responses.view(shape).to(device), response_mask.view(shape).to(device),
@@ -92,8 +92,16 @@ def tokens_of(comparison: Comparison) -> int:
     return len(comparison.prompt.tokens) + sum(len(response.tokens) for response in comparison.responses)
 
 
-def _target(comparison: Comparison, K: int) -> list[float]:
+def family(comparison: Comparison) -> str:
+    """Kinds of one family may stand in one batch: choices, whether certain or not; every other kind is its own."""
+    return "choice" if comparison.kind in ("best_of_k", "pair", "soft") else comparison.kind
+
+
+def target_of(comparison: Comparison, K: int) -> list[float]:
+    """One number per response, as ``Questions.target`` has them."""
     target = comparison.target
     if isinstance(target, (list, tuple)):
         return [float(x) for x in target]
+    if comparison.kind in ("rating", "difference"):  # a difference stands on the first of both
+        return [float(target), *[0.0] * (K - 1)]
     return [float(k == target) for k in range(K)]

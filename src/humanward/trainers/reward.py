@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -19,7 +19,8 @@ from humanward.models import RewardModel
 from humanward.models.policy import disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
-from humanward.trainers.questions import check_questions, collate, preference_loss, tokens_of
+from humanward.trainers.label_losses import GRADED, LOSSES_OF_KIND, LossName, loss_for, without_labeler_noise
+from humanward.trainers.questions import Questions, check_questions, collate, tokens_of
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over_processes, with_prefix, without_prefix
 
@@ -27,6 +28,14 @@ from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over
 class RewardConfig(Config):
     """A reward model fitted to labels."""
 
+    loss: LossName = "auto"
+    """``choice``: cross-entropy of which response is the best one, for best_of_k, pair and soft labels, and for the sign of differences.
+    ``all_pairs``, ``plackett_luce``: for rankings. ``regression``: for ratings and differences. ``auto``: the first that fits."""
+    margin: NonNegativeFloat = 0.0
+    """By how much a preferred response should lead, score units; for labels of kind difference, per point of the difference (Llama 2)."""
+    label_noise: Annotated[float, Field(ge=0, lt=1)] | Literal["estimated"] = 0.0
+    """Share of answers thought to be given blindly; 0.1 in Christiano et al. 2017. ``estimated``: how often each labeler is right is
+    estimated from questions that several answered, and every question is trained on once, with the probabilities that follow."""
     lr: PositiveFloat = 5e-5
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -55,6 +64,9 @@ class RewardConfig(Config):
     """Before fitting, give the scores of reference responses the target mean and deviation."""
     normalize_after: bool = True
     """The same after fitting, so that ``kl_coef`` keeps its meaning."""
+    normalize_on: Literal["reference", "demonstrations"] = "reference"
+    """What is normalised after fitting. ``reference``: mean and deviation of the scores of responses that the reference wrote.
+    ``demonstrations``: only the mean, of responses that people wrote (Stiennon et al. 2020); ``target_mean`` is theirs."""
     normalize_samples: PositiveInt = 256
     """Responses of the reference that the mean and the deviation are measured on."""
     target_mean: float = 0.0
@@ -75,21 +87,30 @@ class RewardTrainer:
         comparisons: labels of one kind and one K, with token ids.
         config: settings.
         reference_episodes: at least ``normalize_samples`` responses that the reference gave to the task's prompts; needed to normalise.
+        demonstrations: responses that people wrote; needed to normalise on them.
         seed: of the order of the labels.
     """
 
     def __init__(
         self, reward_model: RewardModel, comparisons: Sequence[Comparison], config: RewardConfig, *,
-        reference_episodes: Episodes | None = None, seed: int = 0, accelerator: Accelerator | None = None,
+        reference_episodes: Episodes | None = None, demonstrations: Episodes | None = None, seed: int = 0,
+        accelerator: Accelerator | None = None,
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
-        check_questions(comparisons, reward_model.model)
-        if reference_episodes is None and (config.normalize_before or config.normalize_after):
+        check_questions(comparisons, reward_model.model, tuple(LOSSES_OF_KIND))
+        on_demonstrations = config.normalize_after and config.normalize_on == "demonstrations"
+        if reference_episodes is None and (config.normalize_before or (config.normalize_after and not on_demonstrations)):
             raise UserError("reward.normalize_before/after: normalising needs responses of the reference; give them or set both to false")
+        if on_demonstrations and demonstrations is None:
+            raise UserError("reward.normalize_on: demonstrations: needs responses that people wrote; give them, or normalize_on=reference")
         self.accelerator = accelerator or Accelerator()
-        self.config, self.comparisons, self.seed = config, list(comparisons), seed
-        self.reference_episodes = reference_episodes
+        estimated = config.label_noise == "estimated"
+        self.config, self.seed = config, seed
+        self.comparisons = without_labeler_noise(comparisons) if estimated else list(comparisons)
+        noise = 0.0 if config.label_noise == "estimated" else config.label_noise
+        self.label_loss = loss_for(self.comparisons, config.loss, margin=config.margin, noise=noise)
+        self.reference_episodes, self.demonstrations = reference_episodes, demonstrations
         self.reward_model = reward_model.to(self.accelerator.device)
         self.steps_per_epoch = -(-len(self.comparisons) // config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
@@ -102,13 +123,15 @@ class RewardTrainer:
     def start(self) -> None:
         """Bring the random head to the scale of the target before fitting."""
         if self.config.normalize_before:
-            self.normalize()
+            self.normalize(*label_moments(self.comparisons) or (self.config.target_mean, self.config.target_std))
 
     def finish(self) -> None:
         """Bring the fitted scores to the target's scale; dropout off again."""
         disable_dropout(self.reward_model)
-        if self.config.normalize_after:
-            self.normalize()
+        if self.config.normalize_after and self.config.normalize_on == "demonstrations":
+            self.shift()
+        elif self.config.normalize_after:
+            self.normalize(self.config.target_mean, self.config.target_std)
 
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` questions."""
@@ -127,8 +150,9 @@ class RewardTrainer:
             questions = collate([comparison for comparison, _ in rows], self.reward_model.pad_id, self.accelerator.device)
             real = torch.tensor([is_real for _, is_real in rows], device=self.accelerator.device)
             scores = module(questions.prompts, questions.prompt_mask, questions.responses, questions.response_mask)
-            correct.append(((scores.argmax(1) == questions.best) & real).sum())
-            return (preference_loss(scores, questions) * real).sum() / len(batch)
+            weight = torch.tensor([comparison.weight * is_real for comparison, is_real in rows], device=self.accelerator.device)
+            correct.append((right_choices(scores, questions) & real).sum())
+            return (self.label_loss(scores, questions.target) * weight).sum() / len(batch)
 
         micro = micro_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens, self.accelerator.device)
         metrics = self.updater.update(
@@ -136,7 +160,8 @@ class RewardTrainer:
             batch=lambda: collate([comparison for comparison, _ in own], self.reward_model.pad_id, self.accelerator.device).tensors(),
         )  # fmt: skip
         right = sum_over_processes(self.accelerator, torch.stack(correct).sum())
-        return {**metrics, "accuracy": float(right) / len(batch)}
+        # One response alone is always the best of its question.
+        return metrics if len(batch[0].responses) == 1 else {**metrics, "accuracy": float(right) / len(batch)}
 
     def batch(self, index: int) -> list[Comparison]:
         """The questions of a step: a pure function of the seed and the step."""
@@ -145,7 +170,7 @@ class RewardTrainer:
         return [self.comparisons[i] for i in order[number * self.config.batch_size : (number + 1) * self.config.batch_size]]
 
     @torch.no_grad()
-    def normalize(self) -> None:
+    def normalize(self, target_mean: float, target_std: float) -> None:
         """Affine map that gives the scores of reference responses the target mean and deviation.
 
         lm-human-preferences, ``train_reward.py`` and ``rewards.py``: gain = 1 and bias = 0 first, then gain = target_std / std and
@@ -161,7 +186,19 @@ class RewardTrainer:
             raise RunError(
                 "reward model: all reference responses have the same score, so its scale cannot be normalised; look at the samples"
             )
-        self.reward_model.set_normalization(*gain_and_bias(float(scores.mean()), std, target_mean=c.target_mean, target_std=c.target_std))
+        self.reward_model.set_normalization(*gain_and_bias(float(scores.mean()), std, target_mean=target_mean, target_std=target_std))
+
+    @torch.no_grad()
+    def shift(self) -> None:
+        """Move all scores so that the demonstrations' mean is ``target_mean``; differences stay as they were fitted.
+
+        Stiennon et al. 2020 (arXiv:2009.01325), section 3.4; Huang et al. 2024, detail 15.
+        """
+        assert self.demonstrations is not None
+        self.reward_model.eval()
+        mean = float(self.scores(self.demonstrations).double().mean())
+        model = self.reward_model
+        model.set_normalization(float(model.gain), float(model.bias) + self.config.target_mean - mean)
 
     @torch.no_grad()
     def scores(self, episodes: Episodes) -> Float[Tensor, " B"]:
@@ -180,6 +217,26 @@ class RewardTrainer:
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.updater.load_weights(without_prefix("reward_model", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
+
+
+def right_choices(scores: Float[Tensor, "B K"], questions: Questions) -> Bool[Tensor, " B"]:
+    """Whether the response with the highest score is one that the label puts first; of tied ones, any is right."""
+    given = -questions.target if questions.ranked else questions.target
+    return given.gather(1, scores.argmax(1, keepdim=True)).squeeze(1) == given.amax(1)
+
+
+def label_moments(comparisons: Sequence[Comparison]) -> tuple[float, float] | None:
+    """Mean and deviation of scores that would give these ratings or differences; None where the labels have no scale, or all are equal.
+
+    lm-human-preferences, ``label_types.py``: half a difference varies as much as a score.
+    """
+    if comparisons[0].kind not in GRADED:
+        return None
+    values = torch.tensor([float(c.target) for c in comparisons], dtype=torch.float64)  # pyright: ignore[reportArgumentType]
+    std = float(values.std(correction=0))
+    if not std > 0:
+        return None
+    return (float(values.mean()), std) if comparisons[0].kind == "rating" else (0.0, std / 2)
 
 
 @torch.no_grad()
