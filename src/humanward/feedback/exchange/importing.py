@@ -354,6 +354,6 @@ def _content(body: str) -> list[Any]:
 
 def _assignment(question_id: str, labeler: str, permutation: str, state: str, attempt: int = 0) -> dict[str, Any]:
     return {
-        "question_id": question_id, "labeler": labeler, "permutation": permutation, "state": state, "since": 0.0, "expires": 0.0,
+        "question_id": question_id, "labeler": labeler, "permutation": permutation, "state": state, "turn": 0, "expires": 0.0,
         "attempt": attempt,
     }  # fmt: skip
