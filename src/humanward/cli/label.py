@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import webbrowser
+from asyncio import CancelledError
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,18 +54,17 @@ def label(
     behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="A proxy of your own in front of it speaks https.")] = False,
     goal: Annotated[int, typer.Option(help="Labels that a labeler is asked for in one sitting.", min=1)] = 50,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser, signed in as admin.")] = False,
-    page: Annotated[bool, typer.Option("--page", help="Serve the page whoever the run's labeler is.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a run's questions to its labelers: people get a page, which this command serves until it is stopped.
 
-    For a run whose labeler is people, or with a comparison that asks people, it can run all the time: before the first questions are there
-    and beside the training. For any other labeler it does the next stage of the run, which must be this one.
+    For a run whose labeler is people it can run all the time, before the first questions are there and beside the training. For any other
+    labeler it does the next stage of the run, which must be this one.
     """
-    if not page and not asks_people(run):
+    if settings_of(run).get("labeler") != "people":
         from humanward.cli.running import run_loop
 
-        note(f"{run}: its labeler is no person: its questions are answered without a page (--page serves one all the same)")
+        note(f"{run}: its labeler is no person: the questions of the round are answered now, and no page is needed")
         run_loop(run, None, only="label", as_json=as_json)
         return
     if (certificate is None) != (key is None):
@@ -139,23 +139,6 @@ def settings_of(run: Path) -> dict[str, Any]:
     return read_layer(folder.config).values
 
 
-def asks_people(run: Path) -> bool:
-    """Whether somebody may be needed: the run's labeler is people, or a comparison without a result asks them."""
-    if settings_of(run).get("labeler") == "people":
-        return True
-    return any(_asks_people(folder) for folder in run.glob("comparisons/*") if not (folder / "results.json").exists())
-
-
-def _asks_people(comparison: Path) -> bool:
-    from humanward.errors import RunError
-    from humanward.storage import read_json
-
-    try:
-        return read_json(comparison / "settings.json")["labeler"] == "people"
-    except (RunError, KeyError, TypeError):
-        return False
-
-
 def open_store(run: Path) -> Store:
     """The label store of a run."""
     from humanward.feedback import Store
@@ -228,8 +211,10 @@ def serve(run: Path, store: Store, address: Address, goal: int, *, open_page: bo
         webbrowser.open(link)
     config = uvicorn.Config(
         app, access_log=False, log_level="warning", server_header=False, proxy_headers=False, ws="none",
-        ssl_certfile=address.certificate, ssl_keyfile=address.key, timeout_graceful_shutdown=5,
+        ssl_certfile=address.certificate, ssl_keyfile=address.key, timeout_graceful_shutdown=4,
     )  # fmt: skip
+    # Requests that hang are cut off when the server leaves, which uvicorn says in one line; the traceback of each says nothing more.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], CancelledError)))
     uvicorn.Server(config).run(sockets=[address.socket])
 
 
