@@ -174,7 +174,8 @@ def test_a_body_is_taken_up_to_a_size_whatever_it_says(site: Site) -> None:
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"null", b"[]", b'{"want": 1.5}', b'{"want": 0}', b'{"want": 99}', b'{"want": "2"}', b'{"what": 2}', b"\xff\xfe", b"NaN",
-     b'{"want": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'{"want": NaN}', b'{"want": true}'],
+     b'{"want": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'{"want": NaN}', b'{"want": true}',
+     b'{"\\ud800": 1}'],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
 def test_a_malformed_request_is_told_in_a_line(site: Site, body: bytes) -> None:

@@ -54,17 +54,18 @@ def label(
     behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="A proxy of your own in front of it speaks https.")] = False,
     goal: Annotated[int, typer.Option(help="Labels that a labeler is asked for in one sitting.", min=1)] = 50,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser, signed in as admin.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Serve the page whoever the run's labeler is.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a run's questions to its labelers: people get a page, which this command serves until it is stopped.
 
-    For a run whose labeler is people it can run all the time, before the first questions are there and beside the training. For any other
-    labeler it does the next stage of the run, which must be this one.
+    For a run whose labeler is people, or with a comparison that asks people, it can run all the time: before the first questions are there
+    and beside the training. For any other labeler it does the next stage of the run, which must be this one.
     """
-    if settings_of(run).get("labeler") != "people":
+    if not page and not asks_people(run):
         from humanward.cli.running import run_loop
 
-        note(f"{run}: its labeler is no person: the questions of the round are answered now, and no page is needed")
+        note(f"{run}: its labeler is no person: its questions are answered without a page (--page serves one all the same)")
         run_loop(run, None, only="label", as_json=as_json)
         return
     if (certificate is None) != (key is None):
@@ -137,6 +138,23 @@ def settings_of(run: Path) -> dict[str, Any]:
     if not folder.started:
         raise UserError(f"{run}: no run here yet; make one with `humanward init {run} --labeler people` or `humanward loop {run} …`")
     return read_layer(folder.config).values
+
+
+def asks_people(run: Path) -> bool:
+    """Whether somebody may be needed: the run's labeler is people, or a comparison without a result asks them."""
+    if settings_of(run).get("labeler") == "people":
+        return True
+    return any(_asks_people(folder) for folder in run.glob("comparisons/*") if not (folder / "results.json").exists())
+
+
+def _asks_people(comparison: Path) -> bool:
+    from humanward.errors import RunError
+    from humanward.storage import read_json
+
+    try:
+        return read_json(comparison / "settings.json")["labeler"] == "people"
+    except (RunError, KeyError, TypeError):
+        return False
 
 
 def open_store(run: Path) -> Store:

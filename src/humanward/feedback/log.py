@@ -17,6 +17,7 @@ from humanward.records import Label, content_id
 LONGEST_ID = 200
 HASHED = ("seq", "kind", "question_id", "labeler", "client_event_id", "target", "body", "time")
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _events = schema.events
 _LAST = select(_events.c.seq, _events.c.hash).order_by(_events.c.seq.desc()).limit(1)
 _KNOWN = select(_events).where(_events.c.labeler == bindparam("the_labeler"), _events.c.client_event_id == bindparam("the_id"))
@@ -24,7 +25,7 @@ _KNOWN = select(_events).where(_events.c.labeler == bindparam("the_labeler"), _e
 
 def canonical(value: Any) -> str:
     """The one JSON text of a value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _canonical(value)
 
 
 def checked_id(what: str, value: str) -> str:

@@ -154,6 +154,11 @@ class Reader:
         with self._database.read() as connection:
             return dict.fromkeys(names, 0) | dict(iter(connection.execute(query)))
 
+    def rounds(self) -> list[int]:
+        """The rounds that have questions, ascending."""
+        with self._database.read() as connection:
+            return list(connection.scalars(select(schema.tallies.c.round).where(schema.tallies.c.questions > 0).order_by("round")))
+
     def left(self, labeler: str, most: int = 1000) -> int:
         """How many questions there are for the labeler now, those they hold, gold and repeats too, counted to ``most``."""
         with self._database.read() as connection:

@@ -259,16 +259,16 @@ class Store(Reader):
 
     # The andon cord
 
-    def pull_cord(self, person: str, reason: str) -> Cord:
+    def pull_cord(self, person: str, reason: str, request_id: str = "") -> Cord:
         """Ask the training to stop now."""
-        self._move_cord(1, person, _checked_text("reason", reason))
+        self._move_cord(1, person, _checked_text("reason", reason), request_id)
         cord = self.cord()
         return cord or Cord(person, reason, time_text(self._clock()))
 
-    def release_cord(self, person: str, note: str = "") -> None:
+    def release_cord(self, person: str, note: str = "", request_id: str = "") -> None:
         """Let the training go on."""
         if self.cord():
-            self._move_cord(0, person, _checked_text("note", note))
+            self._move_cord(0, person, _checked_text("note", note), request_id)
 
     def cord(self) -> Cord | None:
         """Who pulled the cord and why; None when it is not pulled."""
@@ -316,13 +316,13 @@ class Store(Reader):
                 log.append(kind, question_id, labeler, client_event_id, body)
                 queue.count(connection, [place], flagged=int(kind == "flag"))
 
-    def _move_cord(self, pulled: int, person: str, reason: str) -> None:
+    def _move_cord(self, pulled: int, person: str, reason: str, request_id: str) -> None:
         now, table = self._clock(), schema.cord
         with self._database.write() as connection:
             seq = (connection.scalar(select(func.max(table.c.seq))) or 0) + 1
             values = {"seq": seq, "pulled": pulled, "person": person, "reason": reason, "time": time_text(now)}
             connection.execute(insert(table), values)
-            append_audit(connection, now, person, "pull cord" if pulled else "release cord", {"reason": reason})
+            append_audit(connection, now, person, "pull cord" if pulled else "release cord", {"reason": reason}, request_id)
 
 
 def _label_body(place: queue.Place, answer: Answer, permutation: tuple[int, ...]) -> dict[str, Any]:

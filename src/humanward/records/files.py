@@ -193,9 +193,7 @@ class _List:
         self.path, self.faults, self.most = file.path, file.faults, file.limits.line
         self._file = file
         self._text, self._at, self._line, self._ended = "", 0, 1, False
-        self._decode = json.JSONDecoder(
-            object_pairs_hook=jsonl.unique_keys, parse_constant=jsonl.no_constant, parse_float=jsonl.finite
-        ).raw_decode
+        self._decode = jsonl.STRICT.raw_decode
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         with self._file._open() as self._bytes:

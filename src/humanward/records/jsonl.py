@@ -21,9 +21,12 @@ MAX_LINE = 64 << 20
 """Longest line that is read, bytes: a compressed file cannot fill the memory."""
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def content_id(*parts: object) -> str:
     """A short name for a content: 16 hex digits of the SHA-256 of the parts as canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = _CANONICAL.encode(parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -36,7 +39,7 @@ def parse_object(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
     try:
-        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant, parse_float=finite)
+        value = STRICT.decode(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
@@ -184,3 +187,7 @@ def _depth(value: Any) -> int:
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
     return names.get(type(value), type(value).__name__)
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_constant, parse_float=finite)
+"""Made once: making one takes longer than a short line."""

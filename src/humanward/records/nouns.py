@@ -192,7 +192,7 @@ class _Reader:
     """Takes typed fields out of a JSON object; every complaint is one line that begins with where the object came from."""
 
     def __init__(self, obj: Any, where: str) -> None:
-        if not isinstance(obj, Mapping):
+        if not isinstance(obj, dict | Mapping):
             raise UserError(f"{where}: expected an object, found {_short(obj)}")
         self.rest, self.where = dict(obj), where
 
@@ -232,7 +232,8 @@ class _Reader:
 
     def tokens(self, key: str) -> tuple[int, ...]:
         value = self.take(key, [])
-        if isinstance(value, list | tuple) and all(_is_whole(t) and t >= 0 for t in value):
+        # no loop of ours: a store has many tokens
+        if isinstance(value, list | tuple) and set(map(type, value)) <= {int} and min(value, default=0) >= 0:
             return tuple(value)
         return self._wrong(key, "a list of whole numbers from 0", value)
 

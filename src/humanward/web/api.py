@@ -12,9 +12,9 @@ from starlette.requests import Request
 from humanward.errors import UserError
 from humanward.feedback import Assignment, Event, Person, kind_of
 from humanward.records import Question
-from humanward.web.auth import Here, Who, clean
+from humanward.web.auth import Here, Who
 from humanward.web.errors import Refusal
-from humanward.web.site import Site
+from humanward.web.site import Site, clean
 
 MOST_HELD = 5
 MOST_EVENTS = 50
@@ -147,9 +147,12 @@ def _instructions_of(site: Site, question: Question) -> str:
 
 
 def _result(site: Site, who: Person, sent: Any) -> dict[str, Any]:
-    given = sent.get("client_event_id") if isinstance(sent, dict) else None
+    fields = sent
+    if isinstance(sent, dict):
+        fields = {clean(key): clean(value) if isinstance(value, str) else value for key, value in sent.items()}
+    given = fields.get("client_event_id") if isinstance(fields, dict) else None
     try:
-        event = _SENT_EVENT.validate_python(sent)
+        event = _SENT_EVENT.validate_python(fields)
         return {"client_event_id": event.client_event_id, "ok": True} | _APPLY[event.kind](site, who, event)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -166,7 +169,7 @@ def _refused(given: Any, reason: str) -> dict[str, Any]:
 
 def _shown(site: Site, who: Person, event: SentEvent) -> Assignment:
     """What the labeler was shown. Questions of others are answered like questions that do not exist."""
-    question_id = clean(event.question_id or "")
+    question_id = event.question_id or ""
     try:
         shown = site.store.assignment(who.id, question_id)
     except UserError:
@@ -180,24 +183,24 @@ def _label(site: Site, who: Person, event: SentEvent) -> dict[str, Any]:
     shown = _shown(site, who, event)
     answer = shown.unpermute(event.answer)
     site.store.record(
-        who.id, shown.question.id, answer, event.client_event_id, event.seconds, event.confidence, clean(event.comment),
+        who.id, shown.question.id, answer, event.client_event_id, event.seconds, event.confidence, event.comment,
         instructions=event.instructions,
     )  # fmt: skip
     return {}
 
 
 def _skip(site: Site, who: Person, event: SentEvent) -> dict[str, Any]:
-    site.store.skip(who.id, _shown(site, who, event).question.id, event.client_event_id, clean(event.reason))
+    site.store.skip(who.id, _shown(site, who, event).question.id, event.client_event_id, event.reason)
     return {}
 
 
 def _flag(site: Site, who: Person, event: SentEvent) -> dict[str, Any]:
-    site.store.flag(who.id, _shown(site, who, event).question.id, event.client_event_id, clean(event.reason))
+    site.store.flag(who.id, _shown(site, who, event).question.id, event.client_event_id, event.reason)
     return {}
 
 
 def _comment(site: Site, who: Person, event: SentEvent) -> dict[str, Any]:
-    text = clean(event.comment).strip()
+    text = event.comment.strip()
     if not text:
         raise UserError("the comment is empty")
     site.store.comment(who.id, _shown(site, who, event).question.id, event.client_event_id, text)

@@ -13,7 +13,7 @@ from starlette.routing import Match
 
 from humanward.feedback import Person
 from humanward.web.errors import Refusal
-from humanward.web.site import Site
+from humanward.web.site import Site, clean
 
 RANK = {"labeler": 1, "researcher": 2, "admin": 3}
 HOME = {"labeler": "/label", "researcher": "/run", "admin": "/run"}
@@ -77,11 +77,6 @@ async def the_form(request: Request) -> dict[str, str]:
 Here = Annotated[Site, Depends(the_site)]
 Who = Annotated[Person, Depends(the_person)]
 Form = Annotated[dict[str, str], Depends(the_form)]
-
-
-def clean(text: str) -> str:
-    """Text that every database and every encoding can hold: without NUL and without halves of surrogate pairs."""
-    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def address(request: Request, site: Site) -> str:

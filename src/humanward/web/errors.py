@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from humanward.errors import RunError, UserError
-from humanward.web.site import Site, wants_json
+from humanward.web.site import Site, clean, wants_json
 
 log = logging.getLogger("humanward.web")
 
@@ -59,7 +59,7 @@ def as_refusal(error: Exception, where: str, request_id: str) -> HTTPException:
 def answer_error(request: Request, error: HTTPException) -> Response:
     """The response to a request that failed."""
     site: Site = request.app.state.site
-    message = error.detail if isinstance(error, Refusal) else MESSAGES.get(error.status_code, MESSAGES[400])
+    message = clean(error.detail) if isinstance(error, Refusal) else MESSAGES.get(error.status_code, MESSAGES[400])
     request_id = request.scope["state"]["request_id"]
     headers = dict(error.headers or {})
     if wants_json(request.scope):

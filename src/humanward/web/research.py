@@ -18,35 +18,27 @@ from humanward.web.site import Site
 SHOWN = 50
 DISPUTES = 20
 MOST_TEXT = 2000
-MOST_ROUNDS = 1000
 
 
 def progress(site: Site) -> dict[str, Any]:
     """Labels per round, the round that is asked now, what the trainer does, and the cord."""
     stage, cord, total = site.run.stage(), site.store.cord(), site.store.counts()
-    rounds = [_round(site, number) for number in _round_numbers(site, stage)]
-    rounds = [one for one in rounds if one["questions"]]
+    rounds = [_round(site, number) for number in site.store.rounds()]
     now = next((one for one in reversed(rounds) if one["missing"]), rounds[-1] if rounds else None)
     return {
         "run": site.run.name, "stage": stage[0] if stage else None, "doing": site.run.doing(),
-        "waits": bool(stage and stage[0] == "label" and now and now["missing"]), "now": now, "rounds": rounds,
+        "waits": bool(now and now["missing"] and site.run.waits_for_labels()), "now": now, "rounds": rounds,
         "labels": total.labels, "wanted": total.wanted, "missing": total.missing, "leased": total.leased,
         "cord": {"person": cord.person, "reason": cord.reason, "time": cord.time} if cord else None,
     }  # fmt: skip
 
 
-def _round_numbers(site: Site, stage: tuple[str, int] | None) -> range:
-    planned = site.run.settings().get("labels")
-    rounds = planned.get("rounds", 2) if isinstance(planned, dict) else 2
-    return range(min(max(rounds if isinstance(rounds, int) else 2, stage[1] if stage else 0), MOST_ROUNDS) + 1)
-
-
 def _round(site: Site, number: int) -> dict[str, Any]:
     counts = site.store.counts(number)
     return {
-        "round": number, "questions": counts.questions, "labels": counts.labels, "wanted": counts.wanted, "missing": counts.missing,
-        "leased": counts.leased, "skipped": counts.skipped, "flagged": counts.flagged,
-        "policy": site.policy_of(number) if counts.questions else "",
+        "round": number, "name": site.run.round_name(number), "policy": site.policy_of(number), "questions": counts.questions,
+        "labels": counts.labels, "wanted": counts.wanted, "missing": counts.missing, "leased": counts.leased, "skipped": counts.skipped,
+        "flagged": counts.flagged,
     }  # fmt: skip
 
 
@@ -67,15 +59,13 @@ def pull_cord(request: Request, site: Here, who: Who, form: Form) -> Response:
     reason = _text(form, "reason")
     if not reason:
         raise Refusal(400, "Say why the training should stop: whoever lets it go on needs to know.")
-    site.store.pull_cord(who.id, reason)
-    _audit(request, site, who, "cord pulled", None)
+    site.store.pull_cord(who.id, reason, request.scope["state"]["request_id"])
     return RedirectResponse("/run", 303)
 
 
 def release_cord(request: Request, site: Here, who: Who, form: Form) -> Response:
     """Let the training go on."""
-    site.store.release_cord(who.id, _text(form, "note"))
-    _audit(request, site, who, "cord released", None)
+    site.store.release_cord(who.id, _text(form, "note"), request.scope["state"]["request_id"])
     return RedirectResponse("/run", 303)
 
 
@@ -97,7 +87,7 @@ def adjudicate(request: Request, site: Here, who: Who, question_id: str, form: F
     question = _labelled(site, question_id)
     event_id = form.get("client_event_id") or secrets.token_hex(16)
     site.store.adjudicate(who.id, question_id, answer_of(question, form), event_id[:64], _text(form, "comment"))
-    _audit(request, site, who, "adjudicate", {"question": question_id})
+    site.store.people.audit(who.id, "adjudicate", {"question": question_id}, request.scope["state"]["request_id"])
     return RedirectResponse("/run/disputes", 303)
 
 
@@ -184,7 +174,3 @@ def _names(site: Site) -> dict[str, str]:
 
 def _text(form: dict[str, str], name: str) -> str:
     return form.get(name, "").strip()[:MOST_TEXT]
-
-
-def _audit(request: Request, site: Site, who: Person, action: str, detail: Any) -> None:
-    site.store.people.audit(who.id, action, detail, request.scope["state"]["request_id"])

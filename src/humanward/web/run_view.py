@@ -31,6 +31,8 @@ STAGES = {
     "ppo": "tunes the policy in round {round}", "baseline_sft": "fine-tunes the baseline", "export": "writes the policy",
     "evaluate": "compares the policies", "done": "is finished",
 }  # fmt: skip
+FIRST_COMPARISON = 1_000_000
+"""Round numbers from here on stand for comparisons (rounds.head_to_head)."""
 Points = list[tuple[float, float]]
 
 
@@ -51,6 +53,7 @@ class RunView:
         self.folder = RunFolder(folder) if folder is not None else None
         self._read = _Rows()
         self._lock = threading.Lock()
+        self._comparisons: dict[int, str] = {}
 
     @property
     def name(self) -> str:
@@ -59,16 +62,41 @@ class RunView:
 
     def stage(self) -> tuple[str, int] | None:
         """The stage that the trainer is at, and its round; None where it has not begun or nobody can tell."""
+        state = self._state()
+        stage, number = state.get("stage"), state.get("round", 0)
+        return (stage, number) if isinstance(stage, str) and isinstance(number, int) else None
+
+    def _state(self) -> dict[str, Any]:
         try:
             state = read_json(self.folder.state) if self.folder is not None else {}
         except RunError:
-            return None
-        stage, number = (state.get("stage"), state.get("round", 0)) if isinstance(state, dict) else (None, 0)
-        return (stage, number) if isinstance(stage, str) and isinstance(number, int) else None
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def waiting(self) -> dict[str, Any]:
+        """What the trainer waits for, as it says itself in state.json; empty where it does not."""
+        waiting = self._state().get("waiting")
+        return waiting if isinstance(waiting, dict) else {}
+
+    def waits_for_labels(self) -> bool:
+        """Whether the trainer can do nothing before labels come."""
+        stage = self.stage()
+        return self.waiting().get("for") == "labels" or bool(stage and stage[0] == "label")
+
+    def round_name(self, number: int) -> str:
+        """ "round 3", or the name of the comparison whose questions have this number."""
+        if number < FIRST_COMPARISON or self.folder is None:
+            return f"round {number}"
+        if number not in self._comparisons:
+            folders = [path for path in self.folder.path.glob("comparisons/*") if path.is_dir()]
+            self._comparisons |= {_round_of(path): path.name for path in folders}
+        return f"the comparison {self._comparisons.get(number, number)}"
 
     def doing(self) -> str:
         """The same as words, to stand behind "the trainer"."""
         stage = self.stage()
+        if self.waiting().get("for") == "cord":
+            return "has saved and waits until the cord is released"
         return STAGES.get(stage[0], "is at {0}").format(stage[0], round=stage[1]) if stage else "has not begun"
 
     def settings(self) -> dict[str, Any]:
@@ -112,6 +140,17 @@ class RunView:
             self._read.head += whole[: 200 - self._read.offset]
         self._read.offset += len(whole)
         self._read.rows += filter(None, map(_row, whole.splitlines()))
+
+
+def _round_of(comparison: Path) -> int:
+    """The number under which the questions of a comparison are kept; 0 where it has none yet."""
+    for path in sorted(comparison.glob("pairs-*.jsonl"))[:1]:
+        try:
+            with open(path, encoding="utf-8") as file:
+                return int(json.loads(file.readline())["round"])
+        except (OSError, ValueError, KeyError, TypeError):
+            break
+    return 0
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -114,3 +114,8 @@ def read_static() -> dict[str, StaticFile]:
 def wants_json(scope: MutableMapping[str, Any]) -> bool:
     """Whether the request is a program's."""
     return scope["path"].startswith("/api/")
+
+
+def clean(text: str) -> str:
+    """Text that every database and every encoding can hold: without NUL and without halves of surrogate pairs."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()

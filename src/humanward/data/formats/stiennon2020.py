@@ -46,7 +46,9 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     info = dict(question.prompt.metadata)
     if not _says(info, question.prompt.text):
         info = {"id": question.prompt.id, "post": question.prompt.text}
-    summaries = [{"text": response.text, "policy": response.policy or response.source, "note": None} for response in question.responses]
+    summaries = [
+        {"text": response.text, "policy": response.policy or _source(response.source), "note": None} for response in question.responses
+    ]
     sure = None if label.confidence is None else MIDDLE + (1 if choice else -1) * max(1, round(4 * label.confidence))
     return [
         {
@@ -67,6 +69,10 @@ def _prompt(row: Row, info: Mapping[str, Any]) -> str:
     for name in ("title", "subreddit"):
         written(info[name], f"{row.where}: `info.{name}`")
     return f"SUBREDDIT: r/{place}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def _source(source: str) -> str:
+    return "" if source == "file" else source
 
 
 def _says(info: Mapping[str, Any], text: str) -> bool:

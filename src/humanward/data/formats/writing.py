@@ -88,7 +88,7 @@ def write_labels(
 
 
 def _columns(writer: Writer, format: str, most: int, names: object) -> list[str]:
-    columns = table.header(most) if format == "table" else list(writer.columns)
+    columns = table.header(max(most, 1)) if format == "table" else list(writer.columns)
     return columns if names is None else [*columns, "name"]
 
 

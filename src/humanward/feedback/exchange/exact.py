@@ -130,7 +130,7 @@ class _ExactReader:
         _only(row, _QUESTION_KEYS, where)
         question = Question.from_json(row["question"], f"{where}: question")
         known_id(question.id, f"{where}: question: id")
-        record = asked_of(question, where, exact=True)
+        record = asked_of(question, where, exact=True, obj=row["question"])
         kind = kind_of(question)
         for name in ("repeat_of", "only_for"):
             if row.get(name) is not None:
@@ -177,9 +177,25 @@ class _ExactReader:
             raise UserError(f"{where}: undoes: expected for events of kind undo, and for no other")
         if undoes is not None:
             known_id(undoes, f"{where}: undoes")
-        body = event_body(kind, event.get("body"), about, where)
+        said = event.get("body")
+        if not isinstance(said, Mapping):
+            raise UserError(f"{where}: body: expected an object")
+        body = event_body(kind, said, about, where)
         self._events += 1
-        return Event(where, kind, event["question_id"], labeler, client, undoes, body, utc_time(event.get("time"), where), True)
+        remark = kind in ("flag", "comment") or bool(said.get("reason") or said.get("comment"))
+        return Event(
+            where,
+            kind,
+            event["question_id"],
+            labeler,
+            client,
+            undoes,
+            body,
+            utc_time(event.get("time"), where),
+            remark,
+            said.get("permutation"),
+            True,
+        )
 
     def _instruction(self, row: Mapping[str, Any], where: str) -> Instruction:
         found = row["instructions"]

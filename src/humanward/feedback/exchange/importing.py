@@ -15,13 +15,13 @@ from humanward.errors import UserError
 from humanward.feedback import queue, schema
 from humanward.feedback.exchange.spool import Asked, Event, Instruction, Record
 from humanward.feedback.kinds import KINDS
-from humanward.feedback.log import HASHED, canonical, chained, sha256, time_text
+from humanward.feedback.log import HASHED, chained, sha256, time_text
 from humanward.feedback.people import append_audit
 from humanward.feedback.store import Store
 from humanward.records.files import Faults
 
-CHUNK = 400
-"""Records handled together; two of the parameters that a statement may have at most stand for one."""
+CHUNK = 2000
+"""Records handled together."""
 
 _asked, _mine, _events = schema.questions, schema.assignments, schema.events
 _SET_QUESTION = update(_asked).where(_asked.c.id == bindparam("key")).values(labels=bindparam("new_labels"), leases=bindparam("new_leases"))
@@ -123,13 +123,11 @@ class _Import:
         self.done.questions += len(rows)
 
     def _question_row(self, record: Asked) -> dict[str, Any]:
-        body = json.loads(record.body)
         self.position += 1
-        texts = (body["prompt"]["text"], *(response["text"] for response in body["responses"]))
         return {
-            "id": record.id, "position": self.position, "round": body["round"], "split": body["split"], "overlap": body["overlap"],
+            "id": record.id, "position": self.position, "round": record.round, "split": record.split, "overlap": record.overlap,
             "leases": 0, "labels": 0, "gold": record.gold, "repeat_of": record.repeat_of, "only_for": record.only_for,
-            "words": canonical([len(text.split()) for text in texts]), "body": record.body,
+            "words": record.words, "body": record.body,
         }  # fmt: skip
 
     # Events
@@ -166,7 +164,8 @@ class _Import:
     def _event(
         self, event: Event, known: dict[tuple[str, str], Any], asked: Any, digest: str, places: dict[tuple[str, str], _Place]
     ) -> Any:
-        body = event.body if event.exact else canonical(json.loads(event.body) | {"question": digest})
+        # in a JSON text this stands nowhere but between two members: inside a string its quotes are escaped
+        body = event.body if event.exact else event.body.replace(',"question":""', f',"question":"{digest}"', 1)
         key = (event.labeler, event.client_event_id)
         if key in known:
             row = known[key]
@@ -181,21 +180,20 @@ class _Import:
         if event.kind == "undo":
             target = self._undo(event, known, places)
         elif event.kind in _ENDS:
-            self._answer(event, body, asked, places)
+            self._answer(event, asked, places)
         values: dict[str, Any] = {
             "seq": self.seq + 1, "kind": event.kind, "question_id": event.question_id, "labeler": event.labeler,
             "client_event_id": event.client_event_id, "target": target, "body": body, "time": event.time or time_text(self.now),
         }  # fmt: skip
         values["hash"] = chained(self.hash, values, HASHED)
-        said = json.loads(body)
-        values["remark"] = 1 if event.kind in ("flag", "comment") or said.get("reason") or said.get("comment") else None
+        values["remark"] = 1 if event.remark else None
         self.seq, self.hash = values["seq"], values["hash"]
         known[key] = _Known(**{name: values[name] for name in ("seq", "kind", "question_id", "body", "time")})
         self.done.labels += event.kind == "label"
         self.done.others += event.kind != "label"
         return values
 
-    def _answer(self, event: Event, body: str, asked: Any, places: dict[tuple[str, str], _Place]) -> None:
+    def _answer(self, event: Event, asked: Any, places: dict[tuple[str, str], _Place]) -> None:
         place = places[event.question_id, event.labeler]
         if asked.only_for not in (None, event.labeler):
             raise UserError(f"{event.where}: question {event.question_id} is a repeat for {asked.only_for}, not for {event.labeler}")
@@ -204,7 +202,7 @@ class _Import:
                 f"{event.where}: {event.labeler} has {place.state} question {event.question_id} before, with another id or answer"
             )
         if event.kind == "label":
-            place.permutation = json.dumps(json.loads(body)["permutation"])
+            place.permutation = json.dumps(event.permutation)
         elif not place.permutation:
             place.permutation = json.dumps(queue.random_order(queue.question_of(asked.body), event.labeler))
         place.state = _ENDS[event.kind]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol, Self
 
 from humanward.errors import UserError
 from humanward.feedback.exchange.checks import answer, known_id, number, permutation, text
 from humanward.feedback.kinds import KINDS
 from humanward.feedback.log import canonical, sha256
-from humanward.records import Label, Question, content_id
+from humanward.records import Label, Prompt, Question, Response, content_id
 from humanward.records.files import Faults
 from humanward.records.nouns import question_id
 
@@ -23,6 +23,10 @@ class Asked(NamedTuple):
 
     where: str
     id: str
+    round: int
+    split: str
+    overlap: int
+    words: str
     body: str
     gold: str | None = None
     repeat_of: str | None = None
@@ -44,8 +48,12 @@ class Event(NamedTuple):
     body: str
     time: str
     """Empty: now."""
+    remark: bool
+    """Whether the researcher's inbox shows it."""
+    permutation: list[int] | None = None
+    """The order shown, of a label."""
     exact: bool = False
-    """False: the body lacks the digest of the question, which only the store knows."""
+    """False: the digest of the question in the body is empty, since only the store knows it."""
 
 
 class Instruction(NamedTuple):
@@ -58,6 +66,7 @@ class Instruction(NamedTuple):
 
 
 Record = Asked | Event | Instruction
+_QUESTION_KEYS, _PROMPT_KEYS, _RESPONSE_KEYS = (len(fields(record)) for record in (Question, Prompt, Response))
 _TYPES = {"q": Asked, "e": Event, "i": Instruction}
 _MARKS = {made: mark for mark, made in _TYPES.items()}
 
@@ -97,15 +106,24 @@ class Spool:
             yield _TYPES[mark](*values)
 
 
-def asked_of(question: Question, where: str, *, exact: bool) -> Asked:
-    """A question that can be asked; UserError where it does not fit its kind."""
+def asked_of(question: Question, where: str, *, exact: bool, obj: Mapping[str, Any] | None = None) -> Asked:
+    """A question that can be asked; UserError where it does not fit its kind. ``obj``: what it was read from."""
     if question.kind not in KINDS:
         raise UserError(f"{where}: kind: expected one of {', '.join(KINDS)}, found {question.kind!r}")
     kind, count = KINDS[question.kind], len(question.responses)
     if not kind.least_responses <= count <= kind.most_responses:
         span = f"{kind.least_responses}" + (f" to {kind.most_responses}" if kind.most_responses > kind.least_responses else "")
         raise UserError(f"{where}: {question.kind} needs {span} responses, found {count}")
-    return Asked(where, question.id, canonical(question.to_json()), exact=exact)
+    texts = (question.prompt.text, *(response.text for response in question.responses))
+    words = canonical([len(text.split()) for text in texts])
+    body = canonical(obj if obj is not None and _is_whole(obj) else question.to_json())
+    return Asked(where, question.id, question.round, question.split, question.overlap, words, body, exact=exact)
+
+
+def _is_whole(obj: Mapping[str, Any]) -> bool:
+    """Whether a question's JSON leaves nothing to defaults: then it is what ``to_json`` gives."""
+    responses = all(len(response) == _RESPONSE_KEYS for response in obj["responses"])
+    return responses and len(obj["prompt"]) == _PROMPT_KEYS and len(obj) == _QUESTION_KEYS
 
 
 def foreign_records(labeled: Iterable[Labeled], faults: Faults, *, round: int | None = None, labeler: str = "file") -> Iterator[Record]:
@@ -170,13 +188,25 @@ class _Foreign:
     def _event(self, question: Question, label: Label, who: str, where: str) -> Event:
         count = len(question.responses)
         found = answer(question.kind, label.answer, count, where)
-        order = permutation(label.permutation, count, where) if label.permutation else tuple(range(count))
+        unshown = () if label.adjudication else tuple(range(count))
+        order = permutation(label.permutation, count, where) if label.permutation else unshown
         number(label.confidence, 1, f"{where}: confidence")
         body: dict[str, Any] = {
             "kind": question.kind, "answer": found, "permutation": order, "seconds": label.seconds, "confidence": label.confidence,
-            "comment": text(label.comment, f"{where}: comment"), "instructions": label.instructions,
+            "comment": text(label.comment, f"{where}: comment"), "instructions": label.instructions, "question": "",
         }  # fmt: skip
         written = canonical(body)
         kind = "adjudicate" if label.adjudication else "label"
         client = label.id or content_id("import", kind, question.id, who, sha256(written), label.time)
-        return Event(where, kind, question.id, who, known_id(client, f"{where}: event_id"), None, written, label.time)
+        return Event(
+            where,
+            kind,
+            question.id,
+            who,
+            known_id(client, f"{where}: event_id"),
+            None,
+            written,
+            label.time,
+            bool(label.comment),
+            list(order),
+        )

@@ -1,4 +1,4 @@
-// Researchers see hidden characters in foreign text as marks, as labelers do.
+// Researchers see hidden characters in foreign text and in names as marks, as labelers do.
 import { show } from "./text.js";
 
-for (const target of document.querySelectorAll(".foreign")) show(target, target.textContent);
+for (const target of document.querySelectorAll(".foreign, bdi")) show(target, target.textContent);

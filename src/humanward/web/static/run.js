@@ -106,7 +106,7 @@ function show({ progress, charts }) {
   }
   byId("now-labels").textContent = now.labels;
   byId("now-wanted").textContent = now.wanted;
-  byId("now-round").textContent = now.round;
+  byId("now-round").textContent = now.name;
   byId("now-policy").hidden = !now.policy;
   const code = document.createElement("code");
   code.append(now.policy);
