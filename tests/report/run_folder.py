@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from humanward.feedback.agreement import agreement_report
+from humanward.feedback.reading import LabelerRow
+from humanward.maths.sequential import WinRateSequence
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -171,3 +175,72 @@ def write_run(folder: Path) -> Path:
     for name, items in (("metrics.jsonl", rows), ("timings.jsonl", timings), ("evaluation/samples.jsonl", samples())):
         (folder / name).write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     return folder
+
+
+def labelled_by_people(folder: Path) -> Path:
+    """The same run, labelled by five people and a researcher, one of whom clicks the left; two comparisons and a learning curve."""
+    found = json.loads((folder / "evaluation/results.json").read_text())
+    found |= {"labeler": "people", "scored_by": "reward model", "agreement": agreement()}
+    del found["frontier"]
+    (folder / "evaluation/results.json").write_text(json.dumps(found))
+    for name, rate, count in (("policy-against-reference", 0.72, 400), ("round-1-against-policy", 0.5, 180)):
+        (folder / "comparisons" / name).mkdir(parents=True)
+        (folder / "comparisons" / name / "results.json").write_text(json.dumps(comparison(name, rate, count)))
+    points = [(46, 0.37), (93, 0.42), (187, 0.47), (375, 0.5), (750, 0.54)]
+    curve = {
+        "points": [{"questions": n, "accuracy": a, "low": a - 0.05, "high": a + 0.05} for n, a in points], "chance": 0.25,
+        "forecasts": [
+            {"labels": 1500, "accuracy": 0.565, "low": 0.54, "high": 0.59, "gain": 0.028, "gain_low": 0.008, "gain_high": 0.045},
+            {"labels": 3000, "accuracy": 0.588, "low": 0.55, "high": 0.63, "gain": 0.05, "gain_low": 0.014, "gain_high": 0.085},
+        ],
+        "drawn": [[46 * 1.115**i, 0.75 - 0.9 * (46 * 1.115**i) ** -0.22] for i in range(39)],
+    }  # fmt: skip
+    (folder / "reward_curve").mkdir()
+    (folder / "reward_curve/results.json").write_text(json.dumps(curve))
+    told = [("pulled", "labeler-2 stopped the run at ppo, round 2, after step 31: it only writes about gardens"),
+            ("released", "released; the run went on after waiting 312 s")]  # fmt: skip
+    lines = [{"stage": "cord", "round": 2, "step": 31, "kind": kind, "text": text, "time": ""} for kind, text in told]
+    (folder / "alarms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def agreement() -> dict[str, Any]:
+    """The agreement report of 300 questions, 60 of them answered by all."""
+    draw = random.Random(9)
+    rows: list[LabelerRow] = []
+    people = [*(f"labeler-{n}" for n in range(1, 6)), "researcher-1"]
+
+    def add(question: str, name: str, answer: int, order: tuple[int, ...], gold: int | None = None, repeat_of: str | None = None) -> None:
+        seconds = 3.0 if name == "labeler-5" else draw.uniform(12, 60)
+        rows.append(LabelerRow(question, name, "best_of_k", answer, order, seconds, (30, 20, 21, 22, 19), "", gold, repeat_of, len(rows)))
+
+    for i in range(300):
+        best = draw.randrange(4)
+        for name in people if i < 60 else [people[i % 5]]:
+            order = tuple(draw.sample(range(4), 4))
+            answer = order[0] if name == "labeler-5" else best if draw.random() < 0.62 else draw.randrange(4)
+            add(f"q{i}", name, answer, order)
+            if draw.random() < 0.05:
+                add(f"again-{i}-{name}", name, answer if draw.random() < 0.8 else draw.randrange(4), order, repeat_of=f"q{i}")
+    for i in range(8):
+        for name in people[:5]:
+            order = tuple(draw.sample(range(4), 4))
+            add(f"g{i}", name, order[0] if name == "labeler-5" else 1 if draw.random() < 0.9 else 2, order, gold=1)
+    return agreement_report(rows, {"researcher-1"})
+
+
+def comparison(name: str, rate: float, count: int) -> dict[str, Any]:
+    """results.json of a head-to-head with this rate and a tenth of ties."""
+    draw = random.Random(count)
+    sequence, path, values = WinRateSequence(), list[list[float]](), list[float]()
+    while len(values) < count and sequence.decided is None:
+        values.append(0.5 if draw.random() < 0.1 else float(draw.random() < rate))
+        sequence = sequence.add(values[-1])
+        path.append([sequence.count, sequence.rate, sequence.low, sequence.high])
+    a, _, b = name.partition("-against-")
+    return {
+        "name": name, "a": a.replace("round-", "round:"), "b": b, "labeler": "people", "level": 0.95, "rate": sequence.rate,
+        "low": sequence.low, "high": sequence.high, "decided": sequence.decided, "reason": "decided" if sequence.decided else "maximum",
+        "wins": values.count(1.0), "losses": values.count(0.0), "ties": values.count(0.5), "same_text": 0, "labels": len(values),
+        "fixed_size": 113 if sequence.decided else None, "power": 0.8, "path": path,
+    }  # fmt: skip

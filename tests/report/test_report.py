@@ -19,6 +19,8 @@ from humanward.errors import RunError, UserError
 from humanward.report import build_report, summary
 from humanward.report.reading import CARRIES
 
+from .run_folder import labelled_by_people
+
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect"}
 
 
@@ -392,3 +394,47 @@ def test_a_win_in_the_eyes_of_the_reward_model_is_not_called_a_preference(run: P
     assert "is preferred to" not in text
     assert "the reward model scores the first response above the second" in text
     assert "is scored above" in summary(run)["win_rates"][0]["verdict"]
+
+
+def test_a_run_that_people_labelled_says_how_far_they_agree(run: Path):
+    found = page(labelled_by_people(run))
+    text = found.text.replace("\u00a0", " ")
+    for expected in (
+        "Asked blind, people said: the tuned policy is preferred to the reference. 66.7 %",
+        "The last reward model scored the PPO policy",
+        "No difference between the policy of round 1 and the tuned policy is shown.",
+        "two labelers agree",
+        "Krippendorff’s alpha",
+        "always one place, clear after 9 labels",
+        "Twice the labels would bring 2.8 points of accuracy (90 % interval 0.8 to 4.5), if the curve goes on: more labels help.",
+        "labeler-2 stopped the run at ppo, round 2, after step 31: it only writes about gardens",
+    ):
+        assert expected in text, expected
+    assert "What is missing" not in text
+    assert len(found.ids) == len(set(found.ids))
+    assert summary(run)["agreement"]["chance"] == 0.25
+    assert [row["decided"] for row in summary(run)["comparisons"]] == ["a", None]
+
+
+@pytest.mark.parametrize("name", ["comparisons/policy-against-reference/results.json", "reward_curve/results.json"])
+def test_damaged_parts_that_people_asked_for_are_named(run: Path, name: str):
+    labelled_by_people(run)
+    (run / name).write_text("{")
+    assert f"{name} is damaged" in page(run).text
+
+
+def test_foreign_names_of_labelers_and_reasons_stay_text(run: Path):
+    labelled_by_people(run)
+    evil = "<img src=x onerror=alert(1)>"
+    found = json.loads((run / "evaluation/results.json").read_text())
+    found["agreement"]["people"][0]["labeler"] = evil
+    found["agreement"]["people"][0]["flags"] = [evil]
+    found["agreement"]["kinds"]["best_of_k"]["pairs"][0]["a"] = evil
+    found["agreement"]["kinds"][evil] = found["agreement"]["kinds"].pop("best_of_k")
+    change(run, agreement=found["agreement"])
+    (run / "alarms.jsonl").write_text(json.dumps({"stage": "cord", "step": 0, "text": evil}) + "\n")
+    results = run / "comparisons/policy-against-reference/results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"a": evil, "labeler": f"score:{evil}", "reason": evil}))
+    found_page = page(run)
+    assert "img" not in found_page.tags
+    assert found_page.text.count("onerror") >= 5

@@ -73,10 +73,21 @@ def summary(run_folder: Path) -> dict[str, Any]:
         ],
         "text_quality": _numbers(run, "text_quality"),
         "labels": total,
+        "agreement": _agreement(run),
+        "comparisons": [
+            {key: row.get(key) for key in ("name", "a", "b", "labeler", "rate", "low", "high", "decided", "labels", "fixed_size")}
+            for row in run.comparisons
+        ],
         "seconds": sum(seconds) if seconds else None,
         "peak_memory_bytes": max(peaks, default=None),
         "missing": list(run.missing),
     }
+
+
+def _agreement(run: Run) -> dict[str, float | None] | None:
+    kinds = section(section(run.results, "agreement"), "kinds")
+    found = [row for kind in kinds.values() for row in rows(kind, "measures") if row.get("name") == "Same answer"]
+    return {key: number(found[0].get(key)) for key in ("value", "low", "high", "chance")} if found else None
 
 
 def _rate(item: sections.WinRate, run: Run) -> dict[str, Any]:
@@ -113,6 +124,14 @@ def _context(run: Run) -> dict[str, Any]:
         "reward_chart": sections.reward_model(run),
         "score_table": sections.score_table(run),
         "quality_table": sections.quality_table(run),
+        "more_labels": sections.more_labels(run),
+        "comparisons": sections.comparisons(run),
+        "asked_people": sections.asked_people(run),
+        "agreement": sections.agreement_chart(run),
+        "pairs_table": sections.pairs_table(run),
+        "people_table": sections.people_table(run),
+        "stops": sections.stops(run),
+        "scored_by": sections.scored_by(run),
         "samples": sections.samples(run),
         "labels_total": labels_total,
         "labels": labels,

@@ -37,6 +37,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Band:
+    """A level to compare with, and its interval."""
+
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Frontier:
     """Points (KL in nats, mean score), and (n, KL, score) of best-of-n."""
 
@@ -56,8 +66,73 @@ def _axes(width: str, height: float, *, legend_height: float = 0) -> Iterator[tu
     figure.tight_layout(pad=0.4, rect=(0, 0, 1, 1 - legend_height / height))
 
 
-def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str, width: str) -> Figure:
-    """Shares between 0 and 1 as dots with intervals, one row each, beside a dashed line to compare them with."""
+def _level(axes: Axes, band: Band, *, along: str) -> None:
+    """The band of a level, and its name."""
+    span, line = (axes.axvspan, axes.axvline) if along == "x" else (axes.axhspan, axes.axhline)
+    if band.low is not None and band.high is not None:
+        span(band.low, band.high, color=GREEN, alpha=0.18, linewidth=0)
+    line(band.value, color=GREEN, linewidth=1.4)
+    if along == "x":
+        right = band.value > 0.6
+        axes.annotate(band.label, (band.value, 0), (-4 if right else 4, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      color=GREEN, fontsize=11, va="bottom", ha="right" if right else "left")  # fmt: skip
+    else:
+        axes.annotate(band.label, (0, band.value), (4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      color=GREEN, fontsize=11)  # fmt: skip
+
+
+def sequence(path: Sequence[tuple[float, float, float, float]], *, width: str) -> Figure:
+    """A win rate after every outcome, (count, rate, low, high), beside one half."""
+    with _axes(width, 240) as (figure, axes):
+        xs = [p[0] for p in path]
+        axes.fill_between(xs, [p[2] for p in path], [p[3] for p in path], color=BLUE, alpha=0.22, linewidth=0, step="post")
+        axes.plot(xs, [p[1] for p in path], color=BLUE)
+        axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        above = bool(path) and path[-1][1] < 0.5
+        axes.annotate("no difference", (1, 0.5), (-2, 4 if above else -13), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      color=MUTED, fontsize=11, ha="right")  # fmt: skip
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("outcomes")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
+        axes.margins(x=0.01)
+    return figure
+
+
+def label_curve(
+    measured: Sequence[tuple[float, float, float | None, float | None]], drawn: Sequence[tuple[float, float]],
+    ahead: Sequence[tuple[float, ...]], *, chance: float | None, ceiling: Band | None, width: str,
+) -> Figure:  # fmt: skip
+    """Accuracy over labels: points with intervals, the fitted curve, dashed where it is drawn on, with the intervals of what it says."""
+    with _axes(width, 260) as (figure, axes):
+        if ceiling is not None:
+            _level(axes, ceiling, along="y")
+        last = measured[-1][0]
+        inside = [p for p in drawn if p[0] <= last]
+        beyond = [*inside[-1:], *(p for p in drawn if p[0] > last)]
+        for part, style in ((inside, "-"), (beyond, (0, (4, 3)))):
+            if len(part) > 1:
+                axes.plot(*zip(*part, strict=True), color=BLUE, linestyle=style, linewidth=1.4)
+        for n, value, low, high in [*measured, *((row[0], row[1], row[2], row[3]) for row in ahead)]:
+            if low is not None and high is not None:
+                axes.plot([n, n], [low, high], color=BLUE, linewidth=5, alpha=0.3 if n <= last else 0.18, solid_capstyle="butt")
+            axes.plot([n], [value], marker="o", markersize=6, color=BLUE if n <= last else PAGE, markeredgecolor=BLUE)
+        if chance is not None:
+            axes.axhline(chance, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate("chance", (1, chance), (-2, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+                          color=MUTED, fontsize=11, ha="right")  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([row[0] for row in (*measured, *ahead)])
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("questions answered")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
+    return figure
+
+
+def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str, width: str, ceiling: Band | None = None) -> Figure:
+    """Shares between 0 and 1 as dots with intervals, one row each, beside a dashed line and a level to compare them with."""
     row = 50
     with _axes(width, 44 + row * len(items)) as (figure, axes):
         axes.set_xlim(0, 1)
@@ -66,6 +141,8 @@ def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str,
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+        if ceiling is not None:
+            _level(axes, ceiling, along="x")
         if line is not None:
             axes.axvline(line, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate(line_label, (line, 1), (4, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
@@ -84,9 +161,11 @@ def estimates(items: Sequence[Estimate], *, line: float | None, line_label: str,
     return figure
 
 
-def accuracy_by_round(items: Sequence[tuple[float, Estimate]], *, chance: float | None, width: str) -> Figure:
+def accuracy_by_round(items: Sequence[tuple[float, Estimate]], *, chance: float | None, width: str, ceiling: Band | None = None) -> Figure:
     """Reward-model accuracy over rounds with intervals, for runs of many rounds."""
     with _axes(width, 230) as (figure, axes):
+        if ceiling is not None:
+            _level(axes, ceiling, along="y")
         xs = [x for x, _ in items]
         axes.plot(xs, [item.value for _, item in items], color=BLUE, marker="o", markersize=5)
         for x, item in items:

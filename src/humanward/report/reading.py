@@ -10,6 +10,7 @@ The files and the keys that the report reads:
     alarms.jsonl              stage, round, step, text: what the watch over the metrics said; there only if it said something
     evaluation/results.json   labeler, seed, prompts, win_rates, scores, kl, reward_model, frontier, text_quality, labels
     evaluation/samples.jsonl  prompt, one response per policy, scores
+    comparisons/*/results.json, reward_curve/results.json   only where somebody asked for them
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from humanward.errors import UserError
 
 # What the reader of the report loses without the file; said beside the file's name when it is missing.
 ALARMS = "alarms.jsonl"
+REWARD_CURVE = "reward_curve/results.json"
 CARRIES = {
     "config.yaml": "the settings of the run",
     "environment.json": "versions and hardware",
@@ -35,6 +37,10 @@ CARRIES = {
     "evaluation/results.json": "win rates, scores, KL, reward-model accuracy and text quality",
     "evaluation/samples.jsonl": "the samples",
 }
+
+
+def _carries(name: str) -> str:
+    return CARRIES.get(name) or ("what more labels would bring" if name == REWARD_CURVE else "a comparison")
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,9 @@ class Run:
     timings: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     alarms: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    """Head-to-heads, by name."""
+    reward_curve: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     """One line per file, line or key that is absent or unreadable. Filled here and by the sections as they look for their keys."""
 
@@ -78,8 +87,17 @@ def read_run(folder: Path) -> Run:
         timings=_read_rows(folder, "timings.jsonl", missing),
         samples=_read_rows(folder, "evaluation/samples.jsonl", missing),
         alarms=_read_rows(folder, ALARMS, missing) if (folder / ALARMS).exists() else [],
+        comparisons=[_read_object(folder, name, missing) for name in _results_of(folder / "comparisons")],
+        reward_curve=_read_object(folder, REWARD_CURVE, missing) if (folder / REWARD_CURVE).exists() else {},
         missing=missing,
     )
+
+
+def _results_of(folder: Path) -> list[str]:
+    try:
+        return sorted(f"comparisons/{path.name}/results.json" for path in folder.iterdir() if (path / "results.json").is_file())
+    except OSError:
+        return []
 
 
 def number(value: object) -> float | None:
@@ -145,9 +163,9 @@ def _read_text(folder: Path, name: str, missing: list[str]) -> bytes | None:
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError:
-        missing.append(f"{name} is missing: {CARRIES[name]} cannot be shown.")
+        missing.append(f"{name} is missing: {_carries(name)} cannot be shown.")
     except OSError as error:
-        missing.append(f"{name} cannot be read ({error.strerror or type(error).__name__}): {CARRIES[name]} cannot be shown.")
+        missing.append(f"{name} cannot be read ({error.strerror or type(error).__name__}): {_carries(name)} cannot be shown.")
     return None
 
 
@@ -160,10 +178,10 @@ def _read_object(folder: Path, name: str, missing: list[str]) -> dict[str, Any]:
         text = data.decode("utf-8-sig")
         value = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        missing.append(f"{name} is damaged ({_reason(error)}): {CARRIES[name]} cannot be shown.")
+        missing.append(f"{name} is damaged ({_reason(error)}): {_carries(name)} cannot be shown.")
         return {}
     if not isinstance(value, dict) or not value:
-        missing.append(f"{name} holds no settings or results: {CARRIES[name]} cannot be shown.")
+        missing.append(f"{name} holds no settings or results: {_carries(name)} cannot be shown.")
         return {}
     return {str(key): item for key, item in value.items()}
 
@@ -190,7 +208,7 @@ def _read_rows(folder: Path, name: str, missing: list[str]) -> list[dict[str, An
         some = ", ".join(str(n) for n in bad[:5]) + (", …" if len(bad) > 5 else "")
         missing.append(f"{name}: {len(bad)} of {len(bad) + len(found)} lines cannot be read and are left out (line {some}).")
     elif not found and name != ALARMS:  # a run that went on may have cut the only one away
-        missing.append(f"{name} is empty: {CARRIES[name]} cannot be shown.")
+        missing.append(f"{name} is empty: {_carries(name)} cannot be shown.")
     return found
 
 

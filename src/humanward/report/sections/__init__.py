@@ -8,17 +8,22 @@ from __future__ import annotations
 from humanward.report.sections.asked import asked, labeler_words, settings_tables
 from humanward.report.sections.curves import alarms, learning_curves, more_curves
 from humanward.report.sections.parts import Chart, Table, policy_name
+from humanward.report.sections.people import agreement_chart, pairs_table, people_table, stops
 from humanward.report.sections.price import frontier_chart
 from humanward.report.sections.records import environment_table, labels_table, samples, time_table
 from humanward.report.sections.reward import reward_model
+from humanward.report.sections.versus import asked_people, comparisons, more_labels
 from humanward.report.sections.wins import WinRate, headline, quality_table, score_table, scored_by, verdict, win_rate_chart, win_rates
 
 __all__ = [
     "Chart",
     "Table",
     "WinRate",
+    "agreement_chart",
     "alarms",
     "asked",
+    "asked_people",
+    "comparisons",
     "environment_table",
     "frontier_chart",
     "headline",
@@ -26,6 +31,9 @@ __all__ = [
     "labels_table",
     "learning_curves",
     "more_curves",
+    "more_labels",
+    "pairs_table",
+    "people_table",
     "policy_name",
     "quality_table",
     "reward_model",
@@ -33,6 +41,7 @@ __all__ = [
     "score_table",
     "scored_by",
     "settings_tables",
+    "stops",
     "time_table",
     "verdict",
     "win_rate_chart",

@@ -42,6 +42,8 @@ def labeler_words(run: Run) -> tuple[str, bool]:
     name = str(value.get("name", value)) if isinstance(value, dict) else str(value or "")
     if not name:
         return "a labeler that is not recorded", False
+    if name == "people":
+        return "people", False
     return (f"the known score “{name.removeprefix('score:')}”", True) if name.startswith("score:") else (f"the labeler “{name}”", False)
 
 
@@ -61,6 +63,9 @@ def asked(run: Run) -> list[str]:
     target = settings.get("ppo.kl_target", "none")
     held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
     sentences[-1] += f" {held} KL divergence from the model it started as."
+    if labeler == "people":
+        sentences[1] = sentences[1].replace("and the labeler said", "and people said, without knowing who wrote what,")
+        sentences[0] = sentences[0].replace("what people prefers", "what people prefer")
     if known_score:
         sentences.append("The labeler is a program with a known score, not a person: the result can be checked against the truth.")
     return sentences

@@ -39,6 +39,8 @@ def alarms(run: Run) -> list[str]:
     """What the watch over the metrics said, a sentence each."""
     told: list[str] = []
     for row in run.alarms:
+        if row.get("stage") == "cord":
+            continue
         step, round_ = number(row.get("step")), number(row.get("round"))
         where = f"{row.get('stage')}" + (f", round {round_:.0f}" if round_ else "") + (f", step {step + 1:.0f}" if step is not None else "")
         told.append(f"{where}: {row.get('text')}")

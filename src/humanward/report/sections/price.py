@@ -20,7 +20,7 @@ def frontier_chart(run: Run) -> Chart | None:
         reference=single["reference"][0] if single["reference"] else None,
     )
     for key in ("optimum", "best_of_n", "policy", "reference"):
-        if run.results and not getattr(drawn, key):
+        if run.results and not getattr(drawn, key) and run.results.get("scored_by") != "reward model":
             run.note(f"{RESULTS}: frontier.{key} is not recorded.")
     if not (drawn.optimum or drawn.best_of_n or drawn.path or drawn.policy):
         return None

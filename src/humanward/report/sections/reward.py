@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from humanward.report import charts
 from humanward.report.reading import Run, number, rows
 from humanward.report.sections.parts import RESULTS, Chart, Table, two_widths
+from humanward.report.sections.people import ceiling
 from humanward.report.text import decimal, interval, percent
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ def reward_model(run: Run) -> Chart | None:
     ends = interval(last.low, last.high, "percent") or "not recorded"
     description = f"{last.label}: {percent(last.value)}, interval {ends}, chance {percent(chance)}."
 
+    highest = ceiling(run)
+
     def draw(width: str) -> Figure:
         if len(found) > 6:
-            return charts.accuracy_by_round([(n, estimate) for n, estimate, _ in found], chance=chance, width=width)
-        return charts.estimates([estimate for _, estimate, _ in found], line=chance, line_label="chance", width=width)
+            return charts.accuracy_by_round([(n, estimate) for n, estimate, _ in found], chance=chance, width=width, ceiling=highest)
+        return charts.estimates([estimate for _, estimate, _ in found], line=chance, line_label="chance", width=width, ceiling=highest)
 
     body = [
         [
@@ -54,5 +57,10 @@ def reward_model(run: Run) -> Chart | None:
         for _, e, row in found
     ]
     caption = "Share of held-out questions on which the reward model gives its highest score to the response that the labeler chose."
+    if highest is not None:
+        caption += (
+            f" Two labelers give the same answer to {percent(highest.value)} of the questions that both were asked: the green line and its "
+            "95 % interval. One more labeler would reach it; a reward model that has learned from many may lie above it."
+        )
     table = Table(["fit", "accuracy", "95 % interval", "chance", "questions"], body)
     return Chart("reward-model", title, caption, two_widths("reward-model", title, description, draw), table)
