@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from humanward.data import Task, TaskConfig, Text
 from humanward.errors import UserError
+from humanward.records import Comparison, Prompt, Response
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
@@ -233,3 +234,12 @@ def test_a_tokenizer_that_knows_words_only_loses_none() -> None:
     task = Task(plain(), PreTrainedTokenizerFast(tokenizer_object=known, eos_token="<end>", pad_token="<pad>"))
     assert task.encode_continuation("good dog") == (2, 3)
     assert task.decode((2, 3)) == "good dog"
+
+
+def test_labels_without_tokens_get_those_of_their_texts(byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    task = Task.plain(byte_tokenizer)
+    responses = (Response(" yes"), Response(" no", (1, 2)))
+    made = task.tokenized(Comparison(Prompt("p", "Well?"), responses, "pair", 0))
+    assert made.prompt.tokens == tuple(b"Well?")
+    assert [response.tokens for response in made.responses] == [tuple(b" yes"), (1, 2)]
+    assert task.tokenized(made) is made

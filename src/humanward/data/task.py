@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from humanward.config import Config
 from humanward.data.sources import Text
 from humanward.errors import UserError
-from humanward.records import Prompt, content_id
+from humanward.records import Comparison, Prompt, content_id
 
 CONTEXTS = ("a", "word", "9", ")")
 """Texts behind which a mark is looked up: what '.' is in running text, not at the start of one."""
@@ -207,6 +207,16 @@ class Task:
         # careful: where a tokenizer puts a space before a text, one that has its own space was cut out of a longer text
         inside = self.encode_continuation(text, special=True) if text[:1].isspace() else self._encode([text], special=True)[0]
         return (*self._beginning, *inside)
+
+    def tokenized(self, comparison: Comparison) -> Comparison:
+        """The comparison with the tokens of its texts where it came without them, as labels from the files of others do."""
+        prompt, responses = comparison.prompt, comparison.responses
+        if prompt.tokens and all(response.tokens or not response.text for response in responses):
+            return comparison
+        made = tuple(r if r.tokens else replace(r, tokens=self.encode_continuation(r.text)) for r in responses)
+        return replace(
+            comparison, prompt=prompt if prompt.tokens else replace(prompt, tokens=self.encode_prompt(prompt.text)), responses=made
+        )
 
     def encode_continuation(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """The tokens of a text that continues another one: without the space that some tokenizers put before the first word.

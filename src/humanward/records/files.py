@@ -36,7 +36,7 @@ class Limits:
     """Bytes of the whole file, unpacked."""
     ratio: int = 200
     """How many times larger a compressed file may become, once it is above ``ratio_from``. Text packs 5 to 30 times."""
-    ratio_from: int = 64 << 20
+    ratio_from: int = 16 << 20
 
 
 class Faults:

@@ -186,7 +186,7 @@ def comparisons(context: Context, round: int) -> tuple[list[Comparison], list[Co
     held_out = {q.id for q in snapshot.questions if q.split == "validation" and q.round == round}
     both: tuple[list[Comparison], list[Comparison]] = ([], [])
     for comparison in snapshot.comparisons():
-        both[comparison.question_id in held_out].append(comparison)
+        both[comparison.question_id in held_out].append(context.task.tokenized(comparison))
     return both
 
 
