@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from humanward.maths import entropy, gather_logprobs, linear_logprobs
+from humanward.maths import entropy, gather_logprobs, linear_log_collision, linear_logprobs
 from humanward.maths.logprobs import _add_product
 
 N, D, V = 7, 5, 11
@@ -286,3 +286,16 @@ def test_sixteen_bit_operands_on_an_accelerator(name):
     sum(x.sum() for x in slow).backward()
     for a, b in zip(operands, exact, strict=True):
         assert torch.allclose(a.grad.double(), b.grad, atol=0.05, rtol=0.02)  # gradients are rounded to bfloat16
+
+
+def test_log_collision_is_that_of_the_logits():
+    """How likely two draws are the same token: by hand 1/4 + 1/16 + 1/16 for one half and two quarters, and the slow sum otherwise."""
+    one = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64).log()
+    assert linear_log_collision(one, torch.eye(3, dtype=torch.float64)).exp().item() == pytest.approx(3 / 8)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((7, 4), (9, 4), (9,)))
+    logits = 3 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 3) / 0.7
+    slow = torch.softmax(logits, -1).square().sum(-1).log()
+    for rows in (2, 100):
+        found = linear_log_collision(hidden, weight, bias=bias, temperature=0.7, softcap=3.0, scale=0.5, chunk_rows=rows)
+        assert torch.allclose(found, slow)

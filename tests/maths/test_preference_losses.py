@@ -305,6 +305,16 @@ def test_ipo_seeks_a_margin_per_token() -> None:
     assert maths.dpo_loss(short, beta=BETA).item() != pytest.approx(maths.dpo_loss(long, beta=BETA).item())
 
 
+def test_discopop_starts_the_wrong_way_with_a_narrow_gate() -> None:
+    """Slope at margin 0: (1 - log 2) / (4 tau) - 3/4, which is positive below tau = 0.102."""
+    for tau, sign in ((0.05, 1.0), (0.10, 1.0), (0.11, -1.0), (0.4, -1.0)):
+        pairs = one_pair()
+        maths.discopop_loss(pairs, beta=1.0, discopop_tau=tau).sum().backward()
+        assert pairs.chosen_logprob.grad is not None
+        assert float(pairs.chosen_logprob.grad) == pytest.approx((1 - LOG2) / (4 * tau) - 0.75)
+        assert pairs.chosen_logprob.grad.sign().item() == sign
+
+
 def test_the_shift_of_bco_moves_the_border() -> None:
     """Both rewards at the shift: the classifier knows nothing, 2 log 2."""
     pairs = one_pair(chosen=-1.0, rejected=-1.0)
@@ -418,6 +428,21 @@ def test_two_places_of_plackett_luce_are_dpo() -> None:
     scores = BETA * torch.stack([pairs.chosen_logratio, pairs.rejected_logratio], dim=1)
     found = maths.plackett_luce_loss(scores, torch.tensor([[0, 1]]).expand(7, 2))
     assert torch.allclose(found, maths.dpo_loss(pairs, beta=BETA))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_choice_among_two_is_dpo(smoothing: float) -> None:
+    pairs = Batch(11).pairs()
+    scores = torch.stack([pairs.rejected_logratio, pairs.chosen_logratio], dim=1)
+    found = maths.dpo_choice_loss(scores, torch.tensor([[0.0, 1.0]]).expand(7, 2), beta=BETA, label_smoothing=smoothing)
+    assert torch.allclose(found, maths.dpo_loss(pairs, beta=BETA, label_smoothing=smoothing))
+
+
+def test_a_choice_among_three_by_hand() -> None:
+    # exp of beta times the scores: 1, 2, 5. The second was picked, and a fifth of the picks are thought to be wrong.
+    scores = torch.tensor([[1.0, 2.0, 5.0]], dtype=torch.float64).log() / 0.5
+    loss = maths.dpo_choice_loss(scores, torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), beta=0.5, label_smoothing=0.2)
+    assert loss.item() == pytest.approx(0.8 * math.log(4) + 0.1 * math.log(8) + 0.1 * math.log(8 / 5))
 
 
 def test_pair_weights_by_hand() -> None:

@@ -19,6 +19,9 @@ for name, settings in (
     ("sft", {"count": 15}),
     ("reward", {"count": 15}),
     ("dpo", {"count": 15}),
+    ("dpo", {"count": 15, "loss": "kto"}),
+    ("dpo", {"count": 15, "loss": {"aot": 1.0, "sft": 0.5}, "reference": "precomputed"}),
+    ("dpo", {"count": 15, "loss": "bco_pair", "reference": "synchronised", "reference_sync_every": 2}),
     ("ppo", {}),
     ("ppo", {"micro_batch_tokens": 9}),
 ):

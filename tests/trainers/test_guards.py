@@ -17,8 +17,8 @@ from humanward.errors import RunError
 from humanward.storage import Checkpoints, MetricsLog
 from humanward.storage.tensors import StoredTensors
 from humanward.trainers import Surroundings, train
+from humanward.trainers import label_losses as reward_room
 from humanward.trainers import ppo as ppo_room
-from humanward.trainers import reward as reward_room
 from humanward.trainers import sft as sft_room
 from humanward.trainers.guards import Watch
 from humanward.trainers.ppo import repetition
@@ -76,8 +76,8 @@ def test_a_fault_keeps_the_batch_and_goes_back(problems: ModuleType, tmp_path: P
     trainer = problems.reward(epochs=4)
     train(trainer, around, until=2)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
-    right = reward_room.preference_loss
-    monkeypatch.setattr(reward_room, "preference_loss", lambda scores, questions: right(scores, questions) * math.nan)
+    right = reward_room.choice_loss
+    monkeypatch.setattr(reward_room, "choice_loss", lambda *args, **settings: right(*args, **settings) * math.nan)
     told: list[str] = []
     around.tell = told.append
     with pytest.raises(RunError, match=r"for the third time in a row.* The weights are those of step 2; the batch is in .*reward-1-step-4"):
@@ -117,9 +117,9 @@ def spoil_loss(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, room: 
 
 def spoil_label_weight(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of the first question of the batch."""
-    right = reward_room.preference_loss
+    right = reward_room.choice_loss
     weights = torch.tensor([bad] + [1.0] * (trainer.config.batch_size - 1))
-    monkeypatch.setattr(reward_room, "preference_loss", lambda scores, questions: right(scores, questions) * weights)
+    monkeypatch.setattr(reward_room, "choice_loss", lambda *args, **settings: right(*args, **settings) * weights)
 
 
 def spoil_score(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def spoil_rollout(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, nam
 
 SPOILERS: dict[str, tuple[str, Any]] = {
     "sft-loss": ("sft", partial(spoil_loss, room=sft_room, name="demonstration_loss")),
-    "reward-loss": ("reward", partial(spoil_loss, room=reward_room, name="preference_loss")),
+    "reward-loss": ("reward", partial(spoil_loss, room=reward_room, name="choice_loss")),
     "label-weight": ("reward", spoil_label_weight),
     "ppo-loss": ("ppo", partial(spoil_loss, room=ppo_room, name="ppo_clip_loss")),
     "score": ("ppo", spoil_score),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from humanward.errors import RunError
 from humanward.models import sampling
-from humanward.trainers import ppo, reward, scoring, selftest
+from humanward.trainers import label_losses, ppo, reward, scoring, selftest
 from humanward.trainers.questions import Questions
 
 
@@ -31,8 +31,8 @@ def test_a_flipped_label_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_flipped_reward_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = reward.preference_loss
-    monkeypatch.setattr(reward, "preference_loss", lambda scores, questions: -loss(scores, questions))
+    loss = label_losses.choice_loss
+    monkeypatch.setattr(label_losses, "choice_loss", lambda *args, **settings: -loss(*args, **settings))
     with pytest.raises(RunError, match="self-test: a reward model"):
         selftest.self_test()
 

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from humanward.errors import RunError
-from humanward.trainers import dpo, label_losses, ppo, questions, sft
+from humanward.trainers import label_losses, ppo, questions, sft
 from humanward.trainers.guards import TrainingError
+from humanward.trainers.objective import Objective
 from humanward.trainers.updates import Updater, load_weights, weights
 
 TRAINERS = ["sft", "reward", "ppo", "dpo", "value network"]
@@ -220,10 +221,10 @@ def test_one_bad_update_is_left_out_and_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("name", "room", "function"),
-    [("sft", sft, "demonstration_loss"), ("reward", label_losses, "choice_loss"), ("dpo", dpo, "preference_loss"), ("ppo", ppo, "gae")],
+    [("sft", sft, "demonstration_loss"), ("reward", label_losses, "choice_loss"), ("dpo", Objective, "per_question"), ("ppo", ppo, "gae")],
 )
 def test_nan_stops_a_trainer_before_it_spoils_the_weights(
-    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: ModuleType, function: str
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: Any, function: str
 ) -> None:
     trainer = problems.MAKERS[name]()
     trainer.start()

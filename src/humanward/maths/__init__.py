@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         repeat_consistency,
         researcher_agreement,
     )
-    from humanward.maths.logprobs import entropy, gather_logprobs, linear_logprobs
+    from humanward.maths.logprobs import entropy, gather_logprobs, linear_log_collision, linear_logprobs
     from humanward.maths.masks import add_at_last_token, last_index, masked_mean, position_ids, response_mask_until_eos, truncate_at
     from humanward.maths.normalization import gain_and_bias
     from humanward.maths.optimum import best_of_n_frontier, optimal_policy, optimal_value, reweighted_frontier
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         alpha_divergence,
         desensitized_logprob,
         divergence,
+        dpo_choice_loss,
         forward_kl,
         jensen_shannon,
         on_policy_weight,
@@ -141,6 +142,7 @@ __all__ = [
     "difference_loss",
     "discopop_loss",
     "divergence",
+    "dpo_choice_loss",
     "dpo_loss",
     "draw_with_propensities",
     "entropy",
@@ -165,6 +167,7 @@ __all__ = [
     "label_table",
     "labels_required",
     "last_index",
+    "linear_log_collision",
     "linear_logprobs",
     "linear_to_zero",
     "masked_mean",
@@ -233,7 +236,7 @@ _MODULES = {
         "repeat_consistency",
         "researcher_agreement",
     ),
-    "logprobs": ("entropy", "gather_logprobs", "linear_logprobs"),
+    "logprobs": ("entropy", "gather_logprobs", "linear_log_collision", "linear_logprobs"),
     "masks": ("add_at_last_token", "last_index", "masked_mean", "position_ids", "response_mask_until_eos", "truncate_at"),
     "normalization": ("gain_and_bias",),
     "optimum": ("best_of_n_frontier", "optimal_policy", "optimal_value", "reweighted_frontier"),
@@ -270,6 +273,7 @@ _MODULES = {
         "alpha_divergence",
         "desensitized_logprob",
         "divergence",
+        "dpo_choice_loss",
         "forward_kl",
         "jensen_shannon",
         "on_policy_weight",

@@ -101,6 +101,37 @@ def linear_logprobs(
     return logprobs, entropies
 
 
+@torch.no_grad()
+def linear_log_collision(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    suppressed: Bool[Tensor, " V"] | None = None,
+    chunk_rows: int = 512,
+) -> Float[Tensor, " N"]:
+    """How likely two draws at a position are the same token, from hidden states, without gradient.
+
+        log_collision = log( sum over v of p[v]^2 )
+
+    The normaliser of WPO's weights (Zhou et al. 2024, arXiv:2406.11827, eq. 2). Arguments as ``linear_logprobs``.
+
+    Returns:
+        Nats, -log V to 0; -log V for equal logits.
+    """
+    operands = _operands(hidden, weight, bias, _product_dtype(hidden))
+    head = _Head(temperature, softcap, scale, suppressed, chunk_rows, want_entropy=False)
+    found = hidden.new_empty(len(hidden), dtype=operands.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in _chunks(len(hidden), chunk_rows):
+            z, _ = _chunk_logits(operands, rows, head)
+            found[rows] = (2 * z).logsumexp(dim=1) - 2 * z.logsumexp(dim=1)
+    return found
+
+
 class _Head(NamedTuple):
     """What happens to the logits after the matrix product, and how the work is cut."""
 

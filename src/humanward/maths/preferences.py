@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
+from humanward.maths.reward_losses import choice_loss
+
 Divergence = Callable[[Tensor], Tensor]
 """log(pi / rho) -> f'(pi / rho), up to a constant."""
 _LARGEST_EXPONENT = 80.0
@@ -195,3 +197,27 @@ def plackett_luce_loss(scores: Float[Tensor, "B K"], ranks: Num[Tensor, "B K"]) 
     """
     ordered = scores.gather(1, ranks.argsort(dim=1))
     return (ordered.flip(1).logcumsumexp(1).flip(1) - ordered).sum(1)
+
+
+def dpo_choice_loss(
+    scores: Float[Tensor, "B K"], probabilities: Float[Tensor, "B K"], *, beta: float, label_smoothing: float = 0.0
+) -> Float[Tensor, " B"]:
+    """The labeler picked one of K responses: the first place of ``plackett_luce_loss``, for certain and for uncertain choices.
+
+        loss = -sum over k of q[k] * log( exp(beta * score[k]) / sum over j of exp(beta * score[j]) )
+        q = (1 - e) * probability + e * (1 - probability) / (K - 1)
+
+    Rafailov et al. 2023 (arXiv:2305.18290), eq. 20, its first factor; Ziegler et al. 2019 (arXiv:1909.08593), eq. 1, with the implicit
+    reward.
+
+    Args:
+        scores: implicit rewards of the K responses of each question, in units of beta.
+        probabilities: that each response is the best one; they sum to 1.
+        beta: pull toward the reference, > 0.
+        label_smoothing: e, share of choices thought to be wrong.
+
+    Returns:
+        Loss per question, nats; log K where all scores are equal; for K = 2 ``dpo_loss``. Not reduced.
+    """
+    q = (1 - label_smoothing) * probabilities + label_smoothing * (1 - probabilities) / (scores.shape[1] - 1)
+    return choice_loss(beta * scores, q)

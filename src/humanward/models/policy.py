@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
-from humanward.maths.logprobs import linear_logprobs
+from humanward.maths.logprobs import linear_log_collision, linear_logprobs
 from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
@@ -33,6 +33,8 @@ class ResponseOutputs:
     """Entropy of the next-token distribution, nats; None where it was not asked for."""
     values: Float[Tensor, "B *K R"] | None
     """Value of the state before each token, score units; None without a value head."""
+    log_collision: Float[Tensor, "B *K R"] | None = None
+    """log of the sum of the squared next-token probabilities, nats, without gradient; None where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Policy(nn.Module):
         temperature: float,
         suppressed: Bool[Tensor, " V"] | None = None,
         want_entropy: bool = False,
+        want_collision: bool = False,
     ) -> ResponseOutputs:
         """Log-probabilities, entropies and values of one response to each prompt, [B, R], or of K, [B, K, R].
 
@@ -148,11 +151,12 @@ class Policy(nn.Module):
             hidden, responses[response_mask], temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )
         values = None if self.value_head is None else self.values_of(hidden)
+        collision = self.log_collision_of(hidden, temperature=temperature, suppressed=suppressed) if want_collision else None
 
         def padded(x: Tensor) -> Tensor:
             return x.new_zeros(responses.shape).masked_scatter(response_mask, x)
 
-        return ResponseOutputs(padded(logprobs), None if entropy is None else padded(entropy), None if values is None else padded(values))
+        return ResponseOutputs(padded(logprobs), *(None if x is None else padded(x) for x in (entropy, values, collision)))
 
     def logprobs_of(
         self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool
@@ -160,6 +164,12 @@ class Policy(nn.Module):
         return linear_logprobs(
             hidden, self.head.weight, tokens, bias=self.head.bias, temperature=temperature, softcap=self.logit_rule.softcap,
             scale=self.logit_rule.scale, suppressed=suppressed, want_entropy=want_entropy,
+        )  # fmt: skip
+
+    def log_collision_of(self, hidden: Float[Tensor, "N D"], *, temperature: float, suppressed: Tensor | None) -> Float[Tensor, " N"]:
+        return linear_log_collision(
+            hidden, self.head.weight, bias=self.head.bias, temperature=temperature, softcap=self.logit_rule.softcap,
+            scale=self.logit_rule.scale, suppressed=suppressed,
         )  # fmt: skip
 
     def values_of(self, hidden: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape"]:

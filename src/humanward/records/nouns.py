@@ -160,7 +160,8 @@ class Comparison:
     kind: str
     target: Target
     """best_of_k: index of the best. ranking: the rank of each response, 0 best, equal ranks are ties. pair: an index, or the distribution
-    [0.5, 0.5] for a tie. soft: a probability for each response. rating, difference: a number."""
+    [0.5, 0.5] for a tie. soft: a probability for each response. binary: 1 where the only response was liked, 0 where it
+    was not. rating, difference: a number."""
     weight: float = 1.0
     question_id: str = ""
     labeler: str = ""

@@ -17,6 +17,8 @@ BAD_UPDATES = 3
 """So many updates in a row without a finite loss and gradient end a training; fewer are left out."""
 WATCHED = ("response_length", "entropy", "missing_truncation", "repetition")
 """What is compared with the first steps of a training."""
+DISPLACEMENT_STEPS = 8
+"""So many steps before anything is said of where probability goes; the mean of the last 20 is judged."""
 
 
 class TrainingError(RunError):
@@ -109,7 +111,38 @@ class Watch:
                 f"{value['repetition']:.0%} of the tokens repeat one before them, at first {usual['repetition']:.0%}; look at the samples",
             ),
         }
+        signs |= displacement_signs(self.history, now)
         return [(kind, text) for kind, (ill, text) in signs.items() if ill]
+
+
+def displacement_signs(history: Sequence[Mapping[str, float]], now: Mapping[str, float]) -> dict[str, tuple[bool, str]]:
+    """By kind: whether ``displacement.Meter``'s numbers look ill, and what to say, of the mean over the last steps."""
+    recent = [*history[-19:], now]
+
+    def mean(name: str) -> float:
+        values = [row[name] for row in recent if name in row]
+        return statistics.mean(values) if len(values) >= DISPLACEMENT_STEPS else math.nan
+
+    chosen, rejected, off, confound = map(mean, ("chosen_moved", "rejected_moved", "mass_off_both", "length_confound"))
+    eos = (mean("chosen_eos_moved") + mean("rejected_eos_moved")) / 2
+    displaced = (
+        f"chosen responses have lost {-chosen:.1f} nats against the reference ({-mean('chosen_moved_per_token'):.2f} per token), rejected "
+        f"ones {-rejected:.1f}: {off:.0%} of their probability went to responses that nobody judged; add a term sft, raise beta, or use "
+        "loss ipo or apo_zero with a beta of 1 or more"
+    )
+    confounded = (
+        f"the margin follows the length (correlation {confound:.2f}): longer is taken for better; set ld_alpha to 0.5, or use loss "
+        "sigmoid_norm or simpo"
+    )
+    endless = (
+        f"the end of a response has lost {-eos:.1f} nats against the reference: responses will grow longer; raise beta, add a term sft, "
+        "or use loss sigmoid_norm"
+    )
+    return {
+        "displacement": (off > 0.5 and chosen < -1 and rejected < -1, displaced),
+        "length confound": (confound > 0.5, confounded),
+        "ending": (eos < -1, endless),
+    }
 
 
 def _over(statistic: Callable[[list[float]], float], rows: Sequence[Mapping[str, float]], name: str) -> float:

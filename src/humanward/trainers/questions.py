@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 
 from humanward.data.batches import left_pad, right_pad
 from humanward.errors import UserError
-from humanward.maths.reward_losses import all_pairs_loss, choice_loss
 from humanward.models import check_context
 from humanward.records import Comparison
 
 KINDS = ("best_of_k", "pair", "soft", "ranking")
 """What can be learnt from: a choice, or an order."""
+DIRECT_KINDS = (*KINDS, "binary")
+"""Direct methods learn from responses that were judged alone too."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Questions:
     response_mask: Bool[Tensor, "B K R"]
     ranked: bool
     target: Float[Tensor, "B K"]
-    """The rank of each response, 0 best, where the questions are ``ranked``; else the probability that each is the best one."""
+    """The rank of each response, 0 best, where the questions are ``ranked``; else the probability that each is the best one. A response
+    that was judged alone: 1 where it was liked, 0 where it was not."""
 
     @property
     def best(self) -> Int[Tensor, " B"]:
@@ -73,11 +75,6 @@ def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device
     )  # fmt: skip
 
 
-def preference_loss(scores: Float[Tensor, "B K"], questions: Questions) -> Float[Tensor, " B"]:
-    """Of scores, or of whatever stands for them, nats per question: cross-entropy of the choice, or all pairs of an order."""
-    return (all_pairs_loss if questions.ranked else choice_loss)(scores, questions.target)
-
-
 def best_responses(comparison: Comparison) -> list[int]:
     """The responses that the labeler found best: all of them where a pair is tied, several where an order begins with a tie."""
     target = comparison.target
@@ -102,6 +99,6 @@ def target_of(comparison: Comparison, K: int) -> list[float]:
     target = comparison.target
     if isinstance(target, (list, tuple)):
         return [float(x) for x in target]
-    if comparison.kind in ("rating", "difference"):  # a difference stands on the first of both
+    if comparison.kind in ("rating", "difference", "binary"):  # a difference stands on the first of both
         return [float(target), *[0.0] * (K - 1)]
     return [float(k == target) for k in range(K)]
