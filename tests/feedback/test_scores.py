@@ -114,7 +114,7 @@ def test_python_functions(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("postive", "postive: unknown score; did you mean positive?"),
-        ("xyz", "xyz: unknown score; expected positive, negative, length:40, judge:FOLDER or python:MODULE:FUNCTION"),
+        ("xyz", "xyz: unknown score; expected positive, negative, length:40, judge:FOLDER, hf:FOLDER or python:MODULE:FUNCTION"),
         ("positive:3", "positive takes nothing behind a colon"),
         ("length", "expected a number of words, as in length:40"),
         ("length:-1", "expected a number of words"),

@@ -17,7 +17,7 @@ Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, responses), equally many -> one score for each response, higher is better."""
 
 JUDGE_FOLDER = Path(__file__).parent.parent / "assets" / "sentiment-judge"
-_EXAMPLES = "positive, negative, length:40, judge:FOLDER or python:MODULE:FUNCTION"
+_EXAMPLES = "positive, negative, length:40, judge:FOLDER, hf:FOLDER or python:MODULE:FUNCTION"
 
 
 def load_score(spec: str) -> Score:
@@ -25,6 +25,9 @@ def load_score(spec: str) -> Score:
 
     ``positive``, ``negative``: log P of the built-in sentiment judge, of the response alone. ``length:N``: minus the distance of the
     response's length from N words. ``judge:FOLDER``, ``judge:FOLDER:negative``: another judge made by recipes/judge.py.
+    ``hf:FOLDER``: a reward model, or a sequence classifier of the Hugging Face libraries, shown prompt and response;
+    ``hf:FOLDER:LABEL``: the log-probability of one of its labels.
+    ``hf-response:FOLDER``, ``hf-response:FOLDER:LABEL``: shown the response alone.
     ``python:module:function`` or ``python:path/to/file.py:function``: your own function of (prompts, responses).
 
     Raises:
@@ -70,6 +73,17 @@ def _judge_of_folder(rest: str, spec: str) -> Score:
     return _judge(Path(folder), positive=side == "positive")
 
 
+def _hugging_face(rest: str, spec: str, *, response_only: bool) -> Score:
+    folder, colon, label = rest.rpartition(":")
+    if not colon or Path(rest).exists():
+        folder, label = rest, ""
+    if not folder:
+        raise UserError(f"{spec}: expected {spec.partition(':')[0]}:FOLDER or {spec.partition(':')[0]}:FOLDER:LABEL")
+    # By name and on use: labels are collected without torch, and only who asks for a model pays for it.
+    load_reward = importlib.import_module("humanward.trainers.loaded_reward").load_reward
+    return load_reward(folder, label=label or None, response_only=response_only)
+
+
 def _length(rest: str, spec: str) -> Score:
     if not (rest.isascii() and rest.isdigit()):
         raise UserError(f"{spec}: expected a number of words, as in length:40")
@@ -108,4 +122,6 @@ SCORES: dict[str, Callable[[str, str], Score]] = {
     "length": _length,
     "judge": _judge_of_folder,
     "python": _python,
+    "hf": lambda rest, spec: _hugging_face(rest, spec, response_only=False),
+    "hf-response": lambda rest, spec: _hugging_face(rest, spec, response_only=True),
 }

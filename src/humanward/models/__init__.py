@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .allocator import keep_freed_memory
+from .classifier import TextClassifier, save_classifier
 from .forward import ResponseStates, packs_exactly, response_states
 from .loading import check_context, context_length, load_causal_lm, load_tokenizer, resolve
 from .options import check_compiler, missing_for_compile, with_options
@@ -21,6 +22,7 @@ __all__ = [
     "RewardModel",
     "Samples",
     "SamplingSettings",
+    "TextClassifier",
     "ValueNetwork",
     "check_compiler",
     "check_context",
@@ -35,6 +37,7 @@ __all__ = [
     "resolve",
     "response_states",
     "sample_responses",
+    "save_classifier",
     "settled_dtype",
     "with_options",
 ]

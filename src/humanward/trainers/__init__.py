@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .dpo import DPOConfig, DPOTrainer
+from .loaded_reward import load_reward
 from .ppo import PPOConfig, PPOTrainer
 from .responses import respond
 from .reward import RewardConfig, RewardTrainer, choices
@@ -27,6 +28,7 @@ __all__ = [
     "TextReward",
     "Trainer",
     "choices",
+    "load_reward",
     "respond",
     "score_episodes",
     "train",
