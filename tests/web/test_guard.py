@@ -207,7 +207,7 @@ def test_a_full_disk_is_no_fault_of_the_labeler(site: Site, caplog: pytest.LogCa
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "secret" not in answer.text
     assert "the disk is full" in caplog.text
-    assert client.get("/history").status_code == 503
+    assert client.get("/label").status_code == 503
 
 
 # Rates

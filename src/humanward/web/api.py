@@ -69,6 +69,7 @@ def questions(site: Here, who: Who, body: Want) -> dict[str, Any]:
     return {
         "questions": [question_json(site, one) for one in held],
         "progress": site.paces.of(who.id) | {"left": left, "goal": site.settings.goal},
+        "waiting": "" if held else site.run.why_nothing(),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from humanward.web.api import own_events
 from humanward.web.auth import HOME, Here, Who
 from humanward.web.errors import Refusal
 
@@ -23,7 +22,7 @@ def label(request: Request, site: Here, who: Who) -> Response:
 
 def history(request: Request, site: Here, who: Who) -> Response:
     """What the labeler did."""
-    return site.page(request, "history.html.jinja", entries=own_events(site, who, None), pace=site.paces.of(who.id))
+    return site.page(request, "history.html.jinja", pace=site.paces.of(who.id))
 
 
 def instructions(request: Request, site: Here) -> Response:

@@ -33,6 +33,12 @@ STAGES = {
 }  # fmt: skip
 FIRST_COMPARISON = 1_000_000
 """Round numbers from here on stand for comparisons (rounds.head_to_head)."""
+FOR_LABELERS = {
+    "prompts": "The prompts are being prepared.", "sft": "The model is learning from texts.", "sample": "New responses are being written.",
+    "label": "What is left to answer is with others now.", "reward": "A model of what was preferred is being fitted to the answers.",
+    "ppo": "The policy is being trained on what was preferred.", "baseline_sft": "A baseline is being trained for comparison.",
+    "export": "The policy is being written.", "evaluate": "The policies are being compared.", "done": "All is done: thank you.",
+}  # fmt: skip
 Points = list[tuple[float, float]]
 
 
@@ -98,6 +104,13 @@ class RunView:
         if self.waiting().get("for") == "cord":
             return "has saved and waits until the cord is released"
         return STAGES.get(stage[0], "is at {0}").format(stage[0], round=stage[1]) if stage else "has not begun"
+
+    def why_nothing(self) -> str:
+        """For a labeler who has nothing to do: a sentence on what goes on meanwhile; empty where nobody can tell."""
+        stage = self.stage()
+        if self.waiting().get("for") == "cord":
+            return "The training was stopped by a researcher for now."
+        return FOR_LABELERS.get(stage[0], "") if stage else ""
 
     def settings(self) -> dict[str, Any]:
         """config.yaml as plain values; empty where it cannot be read."""

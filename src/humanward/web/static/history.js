@@ -30,7 +30,7 @@ function card(title, text, picked) {
   const foreign = element("div", "foreign");
   foreign.dir = "auto";
   show(foreign, text);
-  box.append(element("h3", "card-head", title), foreign);
+  box.append(element("h2", "card-head", title), foreign);
   return box;
 }
 

@@ -10,7 +10,7 @@ import { element } from "./text.js";
 
 const STRENGTH = ["", "slightly", "somewhat", "clearly", "much"];
 const ordinal = (n) => `${n}${["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10] ?? "th"}`;
-const list = (numbers) => numbers.join(numbers.length > 2 ? ", " : " and ");
+const list = (numbers) => [numbers.slice(0, -1).join(", "), numbers.at(-1)].filter(Boolean).join(" and ");
 
 function kbd(action) {
   const made = element("kbd");
@@ -300,7 +300,7 @@ class Ranking extends Widget {
   }
 
   missing() {
-    return `Place response ${list(this.left.map((i) => i + 1))} first.`;
+    return `Place response${this.left.length > 1 ? "s" : ""} ${list(this.left.map((i) => i + 1))} first.`;
   }
 
   words(ranks) {

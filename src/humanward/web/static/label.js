@@ -10,6 +10,7 @@ import { element, plural } from "./text.js";
 
 const WANT = 2; // the question shown and the next one
 const RENEW = 120_000; // questions are asked for again, which renews their leases
+const AWAY = 900_000; // nobody touched the page: let the leases go to others
 const MOST_PAST = 200;
 
 const byId = (id) => document.getElementById(id);
@@ -34,13 +35,14 @@ class Clock {
 }
 
 class Desk {
-  queue = []; // questions that wait: {question, answer?, comment?, confidence?}
+  queue = []; // questions that wait: {question, answer?, state?, comment?, confidence?, seconds?}
   past = []; // what was done on this page, for undo without the network
   answered = new Set(); // question and attempt: a late answer of the server may still name them
   current = null;
   active = false;
   progress = { done: 0, session_done: 0, left: null, goal: Number(desk.dataset.goal) || 0, pace_seconds: null };
   times = [];
+  lastTouch = 0;
   draftKey = `humanward:draft:${labeler}`;
   readKey = `humanward:read:${labeler}`;
 
@@ -57,7 +59,7 @@ class Desk {
     this.showSaved();
     this.outbox.flush();
     this.takeOver = oneTab(labeler, () => this.gained(), () => this.lost());
-    setInterval(() => this.active && document.visibilityState === "visible" && this.refill(), RENEW);
+    setInterval(() => this.active && document.visibilityState === "visible" && performance.now() - this.lastTouch < AWAY && this.refill(), RENEW);
   }
 
   // One tab asks
@@ -85,18 +87,22 @@ class Desk {
     if (!this.active || (this.refilling && (this.refillAgain = true))) return;
     this.refilling = true;
     clearTimeout(this.pollTimer);
-    do {
-      this.refillAgain = false;
-      await this.outbox.flush();
-      this.received(await call("/api/questions", { body: { want: WANT }, labeler }));
-    } while (this.refillAgain && this.active);
-    this.refilling = false;
+    try {
+      do {
+        this.refillAgain = false;
+        await this.outbox.flush(); // first, or the answered question would come again
+        this.received(await call("/api/questions", { body: { want: WANT }, labeler }));
+      } while (this.refillAgain && this.active);
+    } finally {
+      this.refilling = false;
+    }
   }
 
   received({ status, data, wait }) {
     if (!this.active) return;
     if (status !== 200 || !Array.isArray(data?.questions)) return this.trouble(status, data, wait);
     this.failures = 0;
+    if (!this.outbox.size) this.outbox.tell("saved"); // signed in again
     this.merge(data.questions);
     const unsent = this.outbox.items.reduce((n, { event }) => n + (event.kind === "label") - (event.kind === "undo"), 0);
     const { progress } = data;
@@ -105,9 +111,9 @@ class Desk {
     if (this.current) return;
     if (this.queue.length) return this.next();
     this.polls = (this.polls ?? 0) + 1;
-    const line = data.waiting || "There is no question for you at this moment. New ones appear here by themselves.";
+    const line = `${data.waiting || "There is no question for you at this moment."} New ones appear here by themselves.`;
     this.wait("Nothing to do now", this.outbox.size ? `${line} Your last answers are still being saved.` : line);
-    this.poll(Math.min(30_000, 3_000 * 1.4 ** this.polls));
+    this.poll(Math.min(30_000, 1_500 * 1.4 ** this.polls));
   }
 
   trouble(status, data, wait) {
@@ -178,11 +184,11 @@ class Desk {
   render(item) {
     const { question } = item;
     const draft = kept.get(this.draftKey);
-    const begun = draft?.key === keyOf(question) ? draft : null;
+    const begun = draft?.key === keyOf(question) ? draft : item;
     const widget = new KINDS[question.kind](question, () => this.answerChanged());
-    if (begun?.state !== undefined) widget.restore(begun.state);
+    if (begun.state !== undefined) widget.restore(begun.state);
     else if (item.answer !== undefined && item.answer !== null) widget.from(item.answer);
-    Object.assign(item, { widget, clock: new Clock(begun?.seconds ?? 0) });
+    Object.assign(item, { widget, clock: new Clock(begun.seconds) });
     byId("waiting").hidden = true;
     byId("question").hidden = false;
     byId("question-title").textContent = widget.title;
@@ -190,8 +196,8 @@ class Desk {
     item.cards = buildCards(question, widget);
     showTexts(item, this.settings);
     this.keys.print(byId("question"));
-    this.setConfidence(begun?.confidence ?? item.confidence ?? null);
-    byId("comment").value = begun?.comment ?? item.comment ?? "";
+    this.setConfidence(begun.confidence ?? null);
+    byId("comment").value = begun.comment ?? "";
     this.openComment(byId("comment").value !== "");
     this.showInstructions();
     item.clock.run(document.visibilityState === "visible");
@@ -250,6 +256,7 @@ class Desk {
     const { outbox } = this;
     if (!outbox) return;
     const saved = byId("saved");
+    if (["offline", "busy"].includes(outbox.state) && saved.dataset.state !== outbox.state) this.say(`${outbox.message}. Go on: everything is kept here.`);
     saved.textContent = outbox.message;
     saved.dataset.state = outbox.state;
     const n = outbox.size ? `${plural(outbox.size, "thing")} you did ${outbox.size === 1 ? "is" : "are"} kept in this browser. ` : "";
@@ -323,11 +330,14 @@ class Desk {
     this.say(document.querySelector('input[name="confidence"]:checked').parentElement.textContent);
   }
 
+  // What is there of an answer to the question on the page.
+  get begun() {
+    const { widget, clock } = this.current;
+    return { state: widget.state, comment: byId("comment").value, confidence: this.confidence, seconds: clock.seconds };
+  }
+
   saveDraft() {
-    const item = this.current;
-    if (!item?.widget) return;
-    const comment = byId("comment").value;
-    kept.set(this.draftKey, { key: keyOf(item.question), state: item.widget.state, comment, confidence: this.confidence, seconds: item.clock.seconds });
+    if (this.current?.widget) kept.set(this.draftKey, { key: keyOf(this.current.question), ...this.begun });
   }
 
   confirm() {
@@ -370,8 +380,9 @@ class Desk {
     this.spoken = labels ? `Kept: ${words}.` : "Skipped.";
     this.current = null;
     this.polls = 0;
+    this.showProgress();
     this.next();
-    setTimeout(() => this.refill()); // after the paint
+    setTimeout(() => (this.outbox.flush(), this.refill())); // after the paint
   }
 
   send(event) {
@@ -429,7 +440,7 @@ class Desk {
 
   // Show a question that was dealt with before; the one on the page waits.
   reopen({ question, answer, comment, confidence }) {
-    if (this.current?.widget) this.queue.unshift({ question: this.current.question, comment: byId("comment").value, confidence: this.confidence });
+    if (this.current?.widget) this.queue.unshift({ question: this.current.question, ...this.begun });
     else if (this.current) this.queue.unshift(this.current);
     this.queue = this.queue.filter((item) => item.question.id !== question.id);
     this.queue.unshift({ question, answer, comment, confidence });
@@ -546,6 +557,8 @@ class Desk {
       else if (this.active && !this.current) this.refill();
     });
     addEventListener("pagehide", () => this.saveDraft());
+    for (const type of ["keydown", "pointerdown"]) addEventListener(type, () => (this.lastTouch = performance.now()), { passive: true });
+    addEventListener("focus", () => ["signed-out", "other-labeler"].includes(this.outbox?.state) && this.refill());
     addEventListener("online", () => this.active && this.refill());
     addEventListener("beforeunload", (event) => this.outbox?.size && !this.outbox.durable && event.preventDefault());
   }

@@ -254,12 +254,11 @@ export class Outbox {
   // One line for people.
   get message() {
     const n = this.size;
-    const unsaved = `unsaved: ${n}`;
-    if (!n && this.state !== "signed-out" && this.state !== "other-labeler") return "all saved";
     const why = {
       saved: "", saving: "", offline: "no connection", busy: "the server is busy", "signed-out": "signed out",
       "other-labeler": "signed in as somebody else", error: this.detail || "not accepted yet",
     }[this.state];
-    return why ? `${unsaved} (${why})` : unsaved;
+    if (!n) return why || "all saved";
+    return why ? `unsaved: ${n} (${why})` : `unsaved: ${n}`;
   }
 }
