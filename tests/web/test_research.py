@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from humanward.feedback import Answer, Store
+from humanward.feedback.quality import choice, quality_table
 from humanward.web import WebSettings
-from humanward.web.quality import choice, quality_table
 from humanward.web.run_view import RunView, averaged
 
 from .conftest import Clock, Site, ask, event, question, send
