@@ -24,6 +24,7 @@ CHUNK = 2000
 """Records handled together."""
 
 _asked, _mine, _events = schema.questions, schema.assignments, schema.events
+_STANDING = select(*(column for column in _asked.c if column.name not in ("body", "words", "split", "is_open")))
 _SET_QUESTION = update(_asked).where(_asked.c.id == bindparam("key")).values(labels=bindparam("new_labels"), leases=bindparam("new_leases"))
 _SET_PLACE = (
     update(_mine)
@@ -71,11 +72,16 @@ class _Import:
     """Questions that may have got a second label."""
     broken: set[tuple[str, str]] = field(default_factory=set)
     """(question, labeler) with a fault: what follows from it is no further fault."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of questions whose labels come without it."""
+    seen: set[int] = field(default_factory=set)
+    """Hashes of what this import has added: of anything else a store that was empty need not be asked."""
 
     def run(self, records: Iterable[Record]) -> None:
         last = self.connection.execute(select(_events.c.seq, _events.c.hash).order_by(_events.c.seq.desc()).limit(1)).one_or_none()
         self.seq, self.hash = (last.seq, last.hash) if last else (0, "")
         self.position = self.connection.scalar(queue.LAST_POSITION) or 0
+        self.was_empty = not self.position  # no question, so no event and no assignment
         remaining = iter(records)
         while chunk := list(islice(remaining, CHUNK)):
             self._instructions([record for record in chunk if isinstance(record, Instruction)])
@@ -95,7 +101,8 @@ class _Import:
 
     def _questions(self, records: Sequence[Asked]) -> None:
         fresh = {record.id: record for record in reversed(records)}
-        known = {row.id: row for row in self.connection.execute(select(_asked).where(_asked.c.id.in_(list(fresh))))} if fresh else {}
+        keys = self._to_look_up(fresh)
+        known = {row.id: row for row in self.connection.execute(select(_asked).where(_asked.c.id.in_(keys)))} if keys else {}
         for record in records:
             row = known.get(record.id)
             if row is not None and not _same_question(row, record):
@@ -108,9 +115,12 @@ class _Import:
         ]
         if not rows:
             return
-        self.connection.execute(insert(_asked), rows)
+        _many(self.connection, insert(_asked), rows)
+        self.seen.update(hash(row["id"]) for row in rows)
+        self.digests |= {row["id"]: sha256(row["body"]) for row in rows if not fresh[row["id"]].exact}
         shown = [record for record in fresh.values() if record.id not in known and record.only_for and record.permutation]
         if shown:
+            self.seen.update(hash((record.id, record.only_for)) for record in shown)
             self.connection.execute(
                 insert(_mine), [_assignment(r.id, r.only_for or "", json.dumps(r.permutation), queue.FREE) for r in shown]
             )
@@ -135,14 +145,12 @@ class _Import:
     def _chunk(self, events: Sequence[Event]) -> None:
         if not events:
             return
-        keys = list({(event.labeler, event.client_event_id) for event in events})
-        known: dict[tuple[str, str], Any] = {
-            (row.labeler, row.client_event_id): row
-            for row in self.connection.execute(select(_events).where(tuple_(_events.c.labeler, _events.c.client_event_id).in_(keys)))
-        }
+        keys = self._to_look_up({(event.labeler, event.client_event_id) for event in events})
+        query = select(_events).where(tuple_(_events.c.labeler, _events.c.client_event_id).in_(keys))
+        known: dict[tuple[str, str], Any] = {(r.labeler, r.client_event_id): r for r in self.connection.execute(query)} if keys else {}
         ids = list({event.question_id for event in events})
-        asked = {row.id: row for row in self.connection.execute(select(_asked).where(_asked.c.id.in_(ids)))}
-        digests = {key: sha256(row.body) for key, row in asked.items()}
+        asked = {row.id: row for row in self.connection.execute(_STANDING.where(_asked.c.id.in_(ids))).all()}
+        self._look_up_digests({event.question_id for event in events if not event.exact} & asked.keys())
         places = self._places(list({(event.question_id, event.labeler) for event in events}))
         rows: list[dict[str, Any]] = []
         flagged: dict[str, int] = defaultdict(int)
@@ -151,20 +159,31 @@ class _Import:
                 continue
             self.broken.add((event.question_id, event.labeler))
             with self.faults.noted():
-                row = self._event(event, known, asked[event.question_id], digests[event.question_id], places)
+                row = self._event(event, known, asked[event.question_id], places)
                 self.broken.remove((event.question_id, event.labeler))
                 if row is not None:
                     rows.append(row)
                     flagged[event.question_id] += event.kind == "flag"
         if rows:
-            self.connection.execute(insert(_events), rows)
+            _many(self.connection, insert(_events), rows)
+            self.seen.update(hash((row["labeler"], row["client_event_id"])) for row in rows)
+            self.seen.update(map(hash, places))
         self._settle(asked, places, flagged)
         self.progress(self.done.labels + self.done.others + self.done.known)
 
-    def _event(
-        self, event: Event, known: dict[tuple[str, str], Any], asked: Any, digest: str, places: dict[tuple[str, str], _Place]
-    ) -> Any:
+    def _to_look_up(self, keys: Iterable[Any]) -> list[Any]:
+        """Those of the keys that the store may know."""
+        return [key for key in keys if hash(key) in self.seen] if self.was_empty else list(keys)
+
+    def _look_up_digests(self, ids: set[str]) -> None:
+        missing = list(ids - self.digests.keys())
+        if missing:
+            bodies = self.connection.execute(select(_asked.c.id, _asked.c.body).where(_asked.c.id.in_(missing)))
+            self.digests |= {row.id: sha256(row.body) for row in bodies}
+
+    def _event(self, event: Event, known: dict[tuple[str, str], Any], asked: Any, places: dict[tuple[str, str], _Place]) -> Any:
         # in a JSON text this stands nowhere but between two members: inside a string its quotes are escaped
+        digest = "" if event.exact else self.digests[event.question_id]
         body = event.body if event.exact else event.body.replace(',"question":""', f',"question":"{digest}"', 1)
         key = (event.labeler, event.client_event_id)
         if key in known:
@@ -204,7 +223,8 @@ class _Import:
         if event.kind == "label":
             place.permutation = json.dumps(event.permutation)
         elif not place.permutation:
-            place.permutation = json.dumps(queue.random_order(queue.question_of(asked.body), event.labeler))
+            body = self.connection.scalar(select(_asked.c.body).where(_asked.c.id == event.question_id)) or ""
+            place.permutation = json.dumps(queue.random_order(queue.question_of(body), event.labeler))
         place.state = _ENDS[event.kind]
 
     def _undo(self, event: Event, known: dict[tuple[str, str], Any], places: dict[tuple[str, str], _Place]) -> int:
@@ -222,8 +242,9 @@ class _Import:
 
     def _places(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], _Place]:
         found = {pair: _Place(None, "", 0) for pair in pairs}
-        query = select(_mine).where(tuple_(_mine.c.question_id, _mine.c.labeler).in_(pairs))
-        for row in self.connection.execute(query):
+        keys = self._to_look_up(pairs)
+        query = select(_mine).where(tuple_(_mine.c.question_id, _mine.c.labeler).in_(keys))
+        for row in self.connection.execute(query) if keys else ():
             found[row.question_id, row.labeler] = _Place(row.state, row.permutation, row.attempt, True, row.state)
         return found
 
@@ -234,13 +255,13 @@ class _Import:
         }
         new = [_assignment(*pair, p.permutation, p.state or "", p.attempt) for pair, p in changed.items() if not p.stored]
         if new:
-            self.connection.execute(insert(_mine), new)
+            _many(self.connection, insert(_mine), new)
         old = [
             {"the_question": q, "the_labeler": w, "new_state": p.state, "new_permutation": p.permutation, "new_attempt": p.attempt}
             for (q, w), p in changed.items() if p.stored
         ]  # fmt: skip
         if old:
-            self.connection.execute(_SET_PLACE, old)
+            _many(self.connection, _SET_PLACE, old)
         labels, leases, skipped = (defaultdict[str, int](int) for _ in range(3))
         for (key, _), place in changed.items():
             labels[key] += (place.state == queue.ANSWERED) - (place.before == queue.ANSWERED)
@@ -251,7 +272,7 @@ class _Import:
             for key in labels if labels[key] or leases[key]
         ]  # fmt: skip
         if rows:
-            self.connection.execute(_SET_QUESTION, rows)
+            _many(self.connection, _SET_QUESTION, rows)
         self.several |= {row["key"] for row in rows if row["new_labels"] > 1 or asked[row["key"]].disputed is not None}
         self._tallies(asked, labels, leases, skipped, flagged)
         self._reopened(asked, changed)
@@ -337,6 +358,13 @@ def import_file(
         if done.questions or done.labels or done.others or done.instructions:
             append_audit(connection, now, who, "import", {"file": source, "questions": done.questions, "labels": done.labels})
     return done
+
+
+def _many(connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+    """Run a statement for each row, by the driver itself: preparing their parameters costs SQLAlchemy as much as SQLite's work."""
+    compiled = statement.compile(dialect=connection.dialect, column_keys=list(rows[0]))
+    names = compiled.positiontup
+    connection.exec_driver_sql(str(compiled), rows if names is None else [tuple(row[name] for name in names) for row in rows])
 
 
 def _same_question(row: Any, record: Asked) -> bool:
