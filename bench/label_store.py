@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import resource
+import secrets
 import sys
 import tempfile
 import time
@@ -89,40 +91,45 @@ def fill(store: Store, size: int) -> None:
         )
 
 
-def measure(address: str | Path, times: int) -> dict[str, Any]:
-    """Fifty labelers in turn, then the researcher; every other call is a write."""
-    started = time.perf_counter()
-    store = Store(address)
-    found: dict[str, Any] = {"startup_s": round(time.perf_counter() - started, 3)}
-    took: dict[str, list[float]] = {}
+class Timer:
+    """One store, and how long its calls took."""
 
-    def timed(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    def __init__(self, address: str | Path) -> None:
+        started = time.perf_counter()
+        self.store = Store(address)
+        self.startup, self.took = time.perf_counter() - started, dict[str, list[float]]()
+        self.lot = secrets.token_hex(4)
+
+    def time(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         before = time.perf_counter()
         value = call(*arguments)
-        took.setdefault(name, []).append(time.perf_counter() - before)
+        self.took.setdefault(name, []).append(time.perf_counter() - before)
         return value
 
-    for turn in range(times):
-        labeler = LABELERS[turn % len(LABELERS)]
-        for assignment in timed("next", store.held, labeler, 2)[:1]:
-            timed("label", store.record, labeler, assignment.question.id, turn % 4, f"new{turn}")
+    def turn(self, turn: int) -> None:
+        """One labeler asks for questions and answers the first; now and then one takes back a label, and the researcher looks."""
+        store, labeler = self.store, LABELERS[turn % len(LABELERS)]
+        for assignment in self.time("next", store.held, labeler, 2)[:1]:
+            self.time("left", store.left, labeler)
+            self.time("label", store.record, labeler, assignment.question.id, turn % 4, f"{self.lot} {turn}")
         if turn % 20 == 0:
-            timed("undo", store.undo, labeler, f"undo{turn}")
+            self.time("undo", store.undo, labeler, f"{self.lot} undo {turn}")
         if turn % 40 == 0:
-            researcher = {
-                "counts": (store.counts,), "counts_of_round": (store.counts, 0), "disputed": (store.disputed, 50),
-                "inbox": (store.inbox, 50), "history": (store.history, labeler),
-                "labels_by": (store.labels_by, LABELERS), "cord": (store.cord,),
-                "newest_events": (store.events, None, None, None, 0, 100),
-            }  # fmt: skip
-            for name, (call, *arguments) in researcher.items():
-                timed(name, call, *arguments)
-    timed("rows_of_a_labeler", store.labeler_rows, LABELERS[0])
-    store.close()
-    for name, seconds in took.items():
-        ordered = sorted(seconds)
-        found[name] = {"p50": ms(ordered[len(ordered) // 2]), "p95": ms(ordered[int(len(ordered) * 0.95)])}
-    return found
+            for name, call, *arguments in (
+                ("counts", store.counts), ("counts_of_round", store.counts, 0), ("disputed", store.disputed, 50),
+                ("inbox", store.inbox, 50), ("history", store.history, labeler), ("cord", store.cord),
+                ("labels_by", store.labels_by, LABELERS), ("events_of_a_question", store.events, None, "q0000400", ("label",), 0, 1),
+            ):  # fmt: skip
+                self.time(name, call, *arguments)
+
+    def result(self) -> dict[str, Any]:
+        self.time("rows_of_a_labeler", self.store.labeler_rows, LABELERS[0])
+        self.store.close()
+        found: dict[str, Any] = {"startup_s": round(self.startup, 3)}
+        for name, seconds in self.took.items():
+            ordered = sorted(seconds)
+            found[name] = {"p50": ms(ordered[len(ordered) // 2]), "p95": ms(ordered[int(len(ordered) * 0.95)])}
+        return found
 
 
 def ms(seconds: float) -> float:
@@ -132,9 +139,7 @@ def ms(seconds: float) -> float:
 @contextlib.contextmanager
 def address_for(size: int, folder: Path, postgresql: bool) -> Iterator[str | Path]:
     if not postgresql:
-        path = folder / f"labels-{size}.db"
-        yield path
-        path.unlink()
+        yield folder / f"labels-{size}.db"
         return
     from postgresql import Cluster
 
@@ -145,26 +150,44 @@ def address_for(size: int, folder: Path, postgresql: bool) -> Iterator[str | Pat
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--sizes", default="1000,10000,100000,1000000")
-    arguments.add_argument("--folder", type=Path, help="where the databases are made; the 1,000,000 one takes about 3 GB")
+    arguments.add_argument("--folder", type=Path, help="where the databases stay, to be used again; the 1,000,000 one takes 2.5 GB")
     arguments.add_argument("--postgresql", action="store_true", help="on a private PostgreSQL server instead of SQLite")
     arguments.add_argument("--rounds", type=int, default=400, help="how many questions are asked for and answered")
     arguments.add_argument("--verify", action="store_true", help="check the store that was put together, and how long that takes")
     options = arguments.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for size in map(int, options.sizes.split(",")):
-            with address_for(size, Path(folder), options.postgresql) as address:
-                started = time.perf_counter()
-                store = Store(address)
-                fill(store, size)
-                store.close()
-                line = {"questions": size, "filled_s": round(time.perf_counter() - started, 1), **measure(address, options.rounds)}
-                if options.verify:
-                    started = time.perf_counter()
-                    store = Store(address)
-                    assert store.verify() == []
-                    store.close()
-                    line["verify_s"] = round(time.perf_counter() - started, 1)
-                print(json.dumps(line), flush=True)
+    sizes = [int(size) for size in options.sizes.split(",")]
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        addresses = {size: stack.enter_context(address_for(size, folder, options.postgresql)) for size in sizes}
+        filled = {size: filled_in(address, size) for size, address in addresses.items()}
+        timers = {size: Timer(address) for size, address in addresses.items()}
+        for turn in range(options.rounds):
+            for timer in timers.values():  # in turn, so that whatever else the machine does slows all of them alike
+                timer.turn(turn)
+        for size, timer in timers.items():
+            line = {"questions": size, "filled_s": filled[size], **timer.result()}
+            if options.verify:
+                line |= verified(addresses[size])
+            print(json.dumps(line), flush=True)
+
+
+def filled_in(address: str | Path, size: int) -> float:
+    started = time.perf_counter()
+    store = Store(address)
+    if not store.events(limit=1):
+        fill(store, size)
+    store.close()
+    return round(time.perf_counter() - started, 1)
+
+
+def verified(address: str | Path) -> dict[str, float]:
+    """How long the check of the whole store takes, and how much memory it adds."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    store = Store(address)
+    faults = store.verify()
+    store.close()
+    added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"faults": len(faults), "verify_s": round(time.perf_counter() - started, 1), "verify_mb": round(added / 1024, 1)}
 
 
 if __name__ == "__main__":

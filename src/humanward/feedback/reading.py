@@ -207,7 +207,9 @@ class Reader:
             if value is not None:
                 query = query.where(column == value)
         if kinds is not None:
-            query = query.where(table.c.kind.in_(kinds))
+            # careful: beside a labeler or a question the index of kinds would be the longer way, and SQLite takes it
+            kind = table.c.kind if labeler is None and question_id is None else table.c.kind.concat("")
+            query = query.where(kind.in_(kinds))
         with self._database.read() as connection:
             return [_event(row) for row in connection.execute(query)]
 

@@ -117,7 +117,7 @@ events = Table(
 )
 has_remark = events.c.remark.is_not(None)
 Index("events_by_labeler", events.c.labeler, events.c.seq)
-Index("events_by_question", events.c.question_id, events.c.labeler)
+Index("events_by_question", events.c.question_id, events.c.seq)
 Index("events_by_kind", events.c.kind, events.c.seq)
 Index("remarks", events.c.seq, sqlite_where=has_remark, postgresql_where=has_remark)
 Index("undone", events.c.target, unique=True, sqlite_where=events.c.target.is_not(None), postgresql_where=events.c.target.is_not(None))

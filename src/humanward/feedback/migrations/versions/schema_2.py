@@ -112,7 +112,7 @@ def _change_events() -> None:
     said = " OR ".join(f"(kind = '{kind}' AND body NOT LIKE :{kind})" for kind, _ in silent)
     op.get_bind().execute(sa.text(f"UPDATE events SET remark = 1 WHERE kind = 'flag' OR {said}"), dict(silent))
     op.drop_index("events_by_question", "events")
-    op.create_index("events_by_question", "events", ["question_id", "labeler"])
+    op.create_index("events_by_question", "events", ["question_id", "seq"])
     op.create_index("events_by_kind", "events", ["kind", "seq"])
     where = sa.text("remark IS NOT NULL")
     op.create_index("remarks", "events", ["seq"], sqlite_where=where, postgresql_where=where)
