@@ -9,6 +9,7 @@ import { oneTab } from "./tabs.js";
 import { element, plural } from "./text.js";
 
 const WANT = 2; // the question shown and the next one
+const FAST = 4; // seconds: whoever answers faster gets one more ahead, or a slow answer of the server would be waited for
 const RENEW = 120_000; // questions are asked for again, which renews their leases
 const AWAY = 900_000; // nobody touched the page: let the leases go to others
 const MOST_PAST = 200;
@@ -91,7 +92,7 @@ class Desk {
       do {
         this.refillAgain = false;
         await this.outbox.flush(); // first, or the answered question would come again
-        this.received(await call("/api/questions", { body: { want: WANT }, labeler }));
+        this.received(await call("/api/questions", { body: { want: WANT + (this.pace < FAST) }, labeler }));
       } while (this.refillAgain && this.active);
     } finally {
       this.refilling = false;
@@ -234,6 +235,12 @@ class Desk {
     byId("waiting-title").focus({ preventScroll: true });
   }
 
+  // Median seconds of the last answers on this page; undefined before there are three.
+  get pace() {
+    const sorted = [...this.times].sort((a, b) => a - b);
+    return sorted.length > 2 ? sorted[sorted.length >> 1] : undefined;
+  }
+
   showProgress() {
     const { done, session_done, left, pace_seconds } = this.progress;
     const goal = this.settings.get("goal") ?? this.progress.goal ?? 0;
@@ -242,8 +249,7 @@ class Desk {
     if (goal) Object.assign(bar, { max: goal, value: Math.min(goal, session_done) });
     const reached = goal && session_done >= goal ? ", goal reached" : "";
     byId("count").textContent = goal ? `${session_done} of ${goal}${reached}` : plural(session_done, "answer");
-    const sorted = [...this.times].sort((a, b) => a - b);
-    const pace = sorted.length > 2 ? sorted[sorted.length >> 1] : pace_seconds;
+    const pace = this.pace ?? pace_seconds;
     const parts = [];
     if (pace) parts.push(`${pace < 10 ? pace.toFixed(1) : Math.round(pace)} s each`);
     if (pace && goal > session_done) parts.push(`about ${Math.max(1, Math.round(((goal - session_done) * pace) / 60))} min to the goal`);
