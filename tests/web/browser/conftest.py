@@ -116,9 +116,9 @@ class Desk:
         self.contexts.append(made)
         return made
 
-    def sign_in(self, context: BrowserContext, person_id: str | None = None) -> str:
+    def sign_in(self, context: BrowserContext, person_id: str | None = None, role: str = "labeler") -> str:
         """Redeem an invite in a browser; returns the pseudonym."""
-        person, token = self.store.people.invite("labeler", "Ada", person_id)
+        person, token = self.store.people.invite(role, "Ada", person_id)
         headers = {"Origin": self.server.url}
         answer = context.request.post(f"{self.server.url}/join", form={"token": token}, headers=headers, max_redirects=0)
         assert answer.status == 303

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +96,26 @@ def test_no_violations_in_any_state(desk: Any, make_questions: Any, options: Any
         if path == "/history":
             page.locator("#history summary").first.click()
         look(path)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("options", [WIDE, PHONE], ids=["wide, light", "360 px, dark"])
+def test_no_violations_on_the_pages_of_researchers(desk: Any, make_questions: Any, tmp_path: Path, options: Any) -> None:
+    desk.store.add_questions(make_questions(6))
+    for number, labeler in enumerate(desk.store.people.invite("labeler", name)[0].id for name in ("Ada", "Grace")):
+        for turn, held in enumerate(desk.store.lease_many(labeler, 2)):
+            desk.store.record(labeler, held.question.id, number, f"event-{labeler}-{turn}", 3.0, comment="I like it")
+    (tmp_path / "state.json").write_text('{"stage": "ppo", "round": 1}')
+    rows = [{"stage": "ppo", "step": i, "score": i / 9, "kl": i / 7} for i in range(20)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    desk.serve(run=tmp_path)
+    context = desk.context(**options)
+    desk.sign_in(context, role="admin")
+    page = context.new_page()
+    faults = []
+    for path in ("/run", "/run/labelers", "/run/disputes", "/run/inbox", "/run/people"):
+        page.goto(desk.server.url + path, wait_until="networkidle" if path == "/run" else "load")
+        faults += faults_of(page, path) + [f"{path}: too wide: {element}" for element in wider_than_the_window(page)]
     assert not faults, "\n".join(faults)
 
 
