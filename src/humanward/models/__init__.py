@@ -9,6 +9,7 @@ from .loading import check_context, context_length, load_causal_lm, load_tokeniz
 from .options import check_compiler, missing_for_compile, with_options
 from .policy import Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
+from .reward_ensemble import RewardEnsemble
 from .reward_model import RewardModel
 from .sampling import Samples, SamplingSettings, sample_responses
 from .value_network import ValueNetwork
@@ -19,6 +20,7 @@ __all__ = [
     "Policy",
     "ResponseOutputs",
     "ResponseStates",
+    "RewardEnsemble",
     "RewardModel",
     "Samples",
     "SamplingSettings",

@@ -7,6 +7,7 @@ from .loaded_reward import load_reward
 from .ppo import PPOConfig, PPOTrainer
 from .responses import respond
 from .reward import RewardConfig, RewardTrainer, choices
+from .reward_ensemble import EnsembleTrainer
 from .run import Progress, Surroundings, Trainer, train
 from .scoring import Episodes, Score, Scores, TextReward, score_episodes
 from .sft import SFTConfig, SFTTrainer
@@ -14,6 +15,7 @@ from .sft import SFTConfig, SFTTrainer
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "EnsembleTrainer",
     "Episodes",
     "PPOConfig",
     "PPOTrainer",

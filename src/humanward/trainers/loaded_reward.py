@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from humanward.errors import UserError
-from humanward.models import RewardModel
-from humanward.models.classifier import TextClassifier
+from humanward.models import RewardEnsemble, RewardModel, TextClassifier
+from humanward.models.reward_ensemble import FACTS
 from humanward.trainers.scoring import Score, TextReward
 
 
 def load_reward(name: str | Path, *, label: str | None = None, response_only: bool = False) -> Score:
-    """A score of (prompts, responses): one of our reward models, or any sequence classifier of the Hugging Face libraries.
+    """A score of (prompts, responses): one of our reward models or ensembles, or any sequence classifier of the Hugging Face libraries.
 
     Args:
         name: a folder or hub name.
@@ -21,8 +21,9 @@ def load_reward(name: str | Path, *, label: str | None = None, response_only: bo
     Raises:
         UserError: neither is there.
     """
-    if (Path(name) / "score_head.safetensors").exists():
+    ensemble = (Path(name) / FACTS).exists()
+    if ensemble or (Path(name) / "score_head.safetensors").exists():
         if label is not None or response_only:
             raise UserError(f"{name}: a reward model has no labels and reads prompt and response; give hf:{name}")
-        return TextReward(RewardModel.load(name))
+        return TextReward(RewardEnsemble.load(name) if ensemble else RewardModel.load(name))
     return TextClassifier.load(name, label=label, response_only=response_only)  # pyright: ignore[reportReturnType]

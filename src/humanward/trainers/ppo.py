@@ -23,7 +23,7 @@ from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
-from humanward.models import Policy, RewardModel, ValueNetwork, check_context, sample_responses
+from humanward.models import Policy, RewardEnsemble, RewardModel, ValueNetwork, check_context, sample_responses
 from humanward.models.policy import ResponseOutputs, disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
@@ -148,7 +148,7 @@ class PPOTrainer:
     Args:
         policy: what is tuned, with a value head unless there is a value network.
         reference: where it must stay near; frozen.
-        reward: a reward model, or any callable of (prompts, responses) -> scores on texts.
+        reward: a reward model or an ensemble, or any callable of (prompts, responses) -> scores on texts.
         prompts: texts, used whole; or token ids, as ``Task.prompts`` gives them.
         config: settings.
         task: how responses are sampled and truncated; None: ``Task.plain``.
@@ -158,7 +158,7 @@ class PPOTrainer:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy, reward: Score | RewardModel, prompts: Sequence[str | Sequence[int]],
+        self, policy: Policy, reference: Policy, reward: Score | RewardModel | RewardEnsemble, prompts: Sequence[str | Sequence[int]],
         config: PPOConfig, *, task: Task | None = None, seed: int = 0, accelerator: Accelerator | None = None,
         true_score: Score | None = None, check: Callable[[], None] | None = None, value_network: ValueNetwork | None = None,
     ) -> None:  # fmt: skip
@@ -170,11 +170,11 @@ class PPOTrainer:
         my_rows(self.accelerator, config.batch_size // config.minibatches)  # every process must have its share of every update
         self.policy, self.reference = policy.to(self.accelerator.device), reference.to(self.accelerator.device)
         self.reward, self.true_score = reward, true_score
-        if isinstance(reward, RewardModel):
+        if isinstance(reward, RewardModel | RewardEnsemble):
             reward.to(self.accelerator.device).eval()
         self.task = task or plain_task(policy)
         self.prompts, self.config, self.seed, self.check = prompt_ids(self.task, prompts), config, seed, check
-        for one in (policy, reference, *([reward] if isinstance(reward, RewardModel) else [])):
+        for one in (policy, reference, *([reward] if isinstance(reward, RewardModel | RewardEnsemble) else [])):
             check_context(one.model, max(map(len, self.prompts)), self.task.config.response_length, what="PPO")
         self.sampling = sampling_settings(self.task, whole=not self.task.config.train_on_truncated)
         keep_eos = self.sampling.stop_at_eos
@@ -265,7 +265,7 @@ class PPOTrainer:
             for rows in micro_batches(lengths, self.config.micro_batch_tokens, self.accelerator.device)
         ]
 
-    def score(self, rollout: Rollout, reward: Score | RewardModel, *, fixed_score: bool = True) -> Scores:
+    def score(self, rollout: Rollout, reward: Score | RewardModel | RewardEnsemble, *, fixed_score: bool = True) -> Scores:
         """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
         mine = my_rows(self.accelerator, len(rollout.prompts))
         own = Episodes(rollout.prompts[mine], rollout.prompt_mask[mine], rollout.responses[mine], rollout.response_mask[mine])

@@ -15,7 +15,7 @@ from humanward.data import Task
 from humanward.data.batches import left_pad, right_pad
 from humanward.errors import RunError, UserError
 from humanward.maths.masks import truncate_at
-from humanward.models import RewardModel, context_length
+from humanward.models import RewardEnsemble, RewardModel, context_length
 from humanward.storage import Stopped
 
 Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -48,11 +48,11 @@ def truncated(task: Task, responses: Int[Tensor, "B R"], response_mask: Bool[Ten
 
 
 def score_episodes(
-    task: Task, reward: Score | RewardModel, episodes: Episodes, *, fixed_score: bool = True, rows_at_once: int = 64
+    task: Task, reward: Score | RewardModel | RewardEnsemble, episodes: Episodes, *, fixed_score: bool = True, rows_at_once: int = 64
 ) -> Scores:
     """r(x, y) of the truncated responses, replaced by the task's fixed score where the end is missing (unless ``fixed_score`` is False)."""
     mask, found = truncated(task, episodes.responses, episodes.response_mask)
-    if isinstance(reward, RewardModel):
+    if isinstance(reward, RewardModel | RewardEnsemble):
         scores = _model_scores(reward, episodes, mask, rows_at_once)
     else:
         prompts = [task.prompt_text(row[keep].tolist()) for row, keep in zip(episodes.prompts, episodes.prompt_mask, strict=True)]
@@ -79,7 +79,7 @@ def texts(task: Task, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> 
 
 
 @torch.no_grad()
-def _model_scores(reward: RewardModel, episodes: Episodes, mask: Tensor, rows_at_once: int) -> Tensor:
+def _model_scores(reward: RewardModel | RewardEnsemble, episodes: Episodes, mask: Tensor, rows_at_once: int) -> Tensor:
     scores = [
         reward(p, pm, r[:, None], m[:, None])[:, 0]
         for p, pm, r, m in zip(
@@ -115,14 +115,14 @@ def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -
 
 
 class TextReward:
-    """A reward model as a plain callable of (prompts, responses).
+    """A reward model, or an ensemble of them, as a plain callable of (prompts, responses).
 
     Args:
         model: the reward model.
         task: the one whose responses it was fitted to; None: ``Task.plain``.
     """
 
-    def __init__(self, model: RewardModel, task: Task | None = None) -> None:
+    def __init__(self, model: RewardModel | RewardEnsemble, task: Task | None = None) -> None:
         self.model = model
         self.task = task or Task.plain(model.tokenizer, context_length=context_length(model.model))
 
