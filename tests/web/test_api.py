@@ -67,7 +67,7 @@ def test_answers_are_about_the_responses_as_shown(site: Site, kind: str) -> None
         assert (label.answer, label.seconds, label.confidence, label.comment) == (expected, 2.5, 0.75, "why")
     assert len(orders) > 1 or K == 1
     [undone] = send(client, event(9, kind="undo"))
-    assert undone["question"] == asked | {"attempt": 1, "answer": answer}
+    assert undone["question"] == asked | {"attempt": 1, "answer": answer, "comment": "why", "confidence": 0.75}
     assert client.get("/api/history").json()["events"][0]["answer"] == answer
 
 

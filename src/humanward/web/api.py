@@ -213,14 +213,18 @@ def _undo(site: Site, who: Person, event: SentEvent) -> dict[str, Any]:
     shown = site.store.undo(who.id, event.client_event_id, site.settings.lease_seconds)
     if shown is None:
         return {"question": None}
-    return {"question": question_json(site, shown) | {"answer": _undone_answer(site, who, event.client_event_id, shown)}}
+    return {"question": question_json(site, shown) | _undone_label(site, who, event.client_event_id, shown)}
 
 
-def _undone_answer(site: Site, who: Person, client_event_id: str, shown: Assignment) -> Any:
+def _undone_label(site: Site, who: Person, client_event_id: str, shown: Assignment) -> dict[str, Any]:
+    """``answer`` as shown, or None where a skip was taken back; ``comment`` and ``confidence`` where the label had them."""
     own = site.store.events(labeler=who.id, question_id=shown.question.id, limit=10_000)
     target = next((event.target for event in own if event.kind == "undo" and event.client_event_id == client_event_id), None)
     label: Event | None = next((event for event in own if event.seq == target and event.kind == "label"), None)
-    return None if label is None else as_shown(shown, label.body["answer"])
+    if label is None:
+        return {"answer": None}
+    more = {name: label.body.get(name) for name in ("comment", "confidence")}
+    return {"answer": as_shown(shown, label.body["answer"])} | {name: value for name, value in more.items() if value not in (None, "")}
 
 
 _APPLY: dict[str, Callable[[Site, Person, SentEvent], dict[str, Any]]] = {

@@ -155,7 +155,11 @@ def test_undo_after_a_reload_brings_back_the_former_answer(desk: Any, make_quest
     desk.store.add_questions(make_questions(4, "best_of_k"))
     page = desk.page()
     desk.answer(page, "q0", "3")
-    desk.answer(page, "q1", "2")
+    desk.asked(page, "q1")
+    for key in ("2", ".", ".", "c"):
+        page.keyboard.press(key)
+    page.keyboard.type("a close call")
+    page.keyboard.press("Control+Enter")
     desk.asked(page, "q2")
     desk.saved(page)
     page.reload()
@@ -163,6 +167,8 @@ def test_undo_after_a_reload_brings_back_the_former_answer(desk: Any, make_quest
     page.keyboard.press("Control+z")
     desk.asked(page, "q1")
     assert page.locator("input[name=answer]:checked").get_attribute("value") == "1"
+    assert page.locator("input[name=confidence]:checked").get_attribute("value") == "0.75"
+    expect(page.locator("#comment")).to_have_value("a close call")
     page.keyboard.press("Control+z")
     desk.asked(page, "q0")
     assert page.locator("input[name=answer]:checked").get_attribute("value") == "2"

@@ -474,8 +474,8 @@ class Desk {
     const known = [this.current, ...this.queue].find((item) => item?.question.id === question.id);
     if (known) known.question.attempt = question.attempt;
     else if (!this.answered.has(keyOf(question)) && this.active) {
-      const { answer, ...rest } = question;
-      this.reopen({ question: rest, answer });
+      const { answer, comment, confidence, ...rest } = question;
+      this.reopen({ question: rest, answer, comment, confidence });
     }
   }
 
