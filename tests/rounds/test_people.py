@@ -24,7 +24,7 @@ from humanward.trainers.selftest import tiny_policy
 class Person(threading.Thread):
     """Works at the store as the page does: holds two questions, answers as shown, comes back until told to go."""
 
-    def __init__(self, store: Path, name: str = "labeler-1", share: float = 1.0, pause: float = 0.0) -> None:
+    def __init__(self, store: Path | str, name: str = "labeler-1", share: float = 1.0, pause: float = 0.0) -> None:
         super().__init__(daemon=True)
         self.store, self.name_, self.share, self.pause = store, name, share, pause
         self.gone = threading.Event()
@@ -32,7 +32,7 @@ class Person(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self.store.exists() and not self.gone.wait(0.02):
+        while isinstance(self.store, Path) and not self.store.exists() and not self.gone.wait(0.02):
             pass
         store = Store(self.store, repeat_share=self.share)
         while not self.gone.is_set():
@@ -57,6 +57,7 @@ class Person(threading.Thread):
 def quick_polls() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(people, "POLL_SECONDS", 0.05)
+        patch.setattr(people, "LOOK_SECONDS", 0.5)
         yield
 
 
@@ -225,6 +226,36 @@ def test_a_store_that_goes_away_is_waited_for(settings: LoopConfig, tmp_path: Pa
     context.stop.request()
     with pytest.raises(Stopped):
         people.patiently(context, Down(1000))
+
+
+def test_a_database_that_is_restarted_in_the_middle_loses_nothing(
+    settings: LoopConfig, undisturbed: tuple[Path, list[str]], tmp_path: Path, postgresql: Any
+) -> None:
+    """PostgreSQL is away while the loop waits for labels; labels and loop go on when it is back."""
+    address = postgresql.address("people_round")
+    said: list[str] = []
+    answering = threading.Event()
+
+    def people_and_restart() -> None:
+        person = Person(address, pause=0.05)
+        while person.answers < 5:
+            time.sleep(0.01)
+        postgresql.stop()
+        while not any("does not answer" in line for line in said):
+            time.sleep(0.02)
+        postgresql.start()
+        answering.wait()
+        person.leave()
+
+    thread = threading.Thread(target=people_and_restart)
+    thread.start()
+    loop = Loop(tmp_path / "run", settings.model_copy(update={"label_store": address}), tell=said.append)
+    loop.run()
+    answering.set()
+    thread.join()
+    loop.context.store.close()
+    assert "the label store answers again" in said
+    assert ends(tmp_path / "run") == ends(undisturbed[0])
 
 
 def test_labels_of_two_runs_are_not_mixed(settings: LoopConfig, tmp_path: Path) -> None:

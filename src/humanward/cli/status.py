@@ -9,6 +9,7 @@ import typer
 from humanward.cli.options import AsJson, Run, example
 from humanward.cli.running import stage_json, title
 from humanward.errors import UserError
+from humanward.storage import read_json
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +31,11 @@ def status(run: Run, as_json: AsJson = False) -> None:
         shown = {"done": [stage_json(s) for s in done], "pending": [stage_json(s) for s in pending]}
         print(json.dumps({"run": str(run), **shown, "next": stage_json(following) if following else None, "finished": not pending}))
         return
+    waiting = read_json(loop.folder.state).get("waiting") if loop.folder.state.exists() else None
     for stage in loop.stages:
         print(f"{'done' if stage in done else '    '}  {title(stage)}")
+    if waiting and waiting["for"] == "labels":
+        print(f"waiting for labels: {waiting['labels']} of {waiting['wanted']}; the page: humanward label {run}")
+    elif waiting:
+        print(f"{waiting['person']} has pulled the cord: {waiting['reason']}")
     print(f"next: humanward {following.name} {run}, or humanward loop {run}" if following else f"finished: {loop.folder.report}")

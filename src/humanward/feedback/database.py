@@ -66,8 +66,11 @@ def retried(method: Callable[P, T]) -> Callable[P, T]:
 class Database:
     """An engine with two kinds of transaction: ``read`` sees one state throughout, ``write`` is alone, short and durable when it ends."""
 
-    def __init__(self, address: str | os.PathLike[str]) -> None:
-        """address: a file, or a URL (sqlite:///…, postgresql://…); ":memory:" is a store that dies with the process."""
+    def __init__(self, address: str | os.PathLike[str], patience: float | None = None) -> None:
+        """address: a file, or a URL (sqlite:///…, postgresql://…); ":memory:" is a store that dies with the process.
+
+        patience: how long a transaction waits for a server that is away, seconds; None: RETRY_SECONDS.
+        """
         self.address = os.fspath(address)
         self._writing = threading.RLock()
         self._pid, self._patience = os.getpid(), 0.0
@@ -77,7 +80,7 @@ class Database:
         if version != schema.SCHEMA_VERSION:
             with self.write() as connection:
                 self._make_schema(connection)
-        self._patience = RETRY_SECONDS
+        self._patience = RETRY_SECONDS if patience is None else patience
 
     @property
     def in_memory(self) -> bool:

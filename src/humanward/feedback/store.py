@@ -62,10 +62,16 @@ class Store(Reader):
     Gold questions have a known answer and go to every labeler once; repeats ask a labeler the same again. Neither counts or trains.
     """
 
-    def __init__(self, address: str | os.PathLike[str], *, clock: Callable[[], float] = time.time, repeat_share: float = 0.0) -> None:
-        """address: a file (made when it is not there) or a database URL. clock: seconds since 1970. repeat_share: see ``set_repeats``."""
+    def __init__(
+        self, address: str | os.PathLike[str], *, clock: Callable[[], float] = time.time, repeat_share: float = 0.0,
+        patience: float | None = None,
+    ) -> None:  # fmt: skip
+        """address: a file (made when it is not there) or a database URL. clock: seconds since 1970. repeat_share: see ``set_repeats``.
+
+        patience: how long to wait for a database server that is away, seconds; None: as long as suits a page.
+        """
         self.set_repeats(repeat_share)
-        super().__init__(Database(address), clock)
+        super().__init__(Database(address, patience), clock)
         self.people = People(self._database, clock)
 
     @classmethod

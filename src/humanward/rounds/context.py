@@ -132,7 +132,8 @@ class Context:
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.config.label_store or self.folder.labels)
+        # Who waits for people asks again by itself, and listens for a stop meanwhile.
+        return Store(self.config.label_store or self.folder.labels, patience=0.0 if self.config.labeler == "people" else None)
 
     @cached_property
     def score(self) -> Score | None:

@@ -163,6 +163,8 @@ def patiently(context: Context, work: Callable[[Store], T]) -> T:
         try:
             result = work(context.store)
         except RunError as fault:
+            if "malformed" in str(fault):
+                raise
             if str(fault) != said:
                 said = str(fault)
                 context.tell(f"the label store does not answer: {fault}; waiting until it does")
