@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from humanward.evaluation.reward_models import accuracy_by, calibration, length_bias, probe, probes
 from humanward.evaluation.text_quality import copied_share, distinct_share, repeated_share, text_quality
 from humanward.evaluation.win_rates import accuracy_row, mean_with_interval, win_rates
 
-__all__ = ["accuracy_row", "copied_share", "distinct_share", "mean_with_interval", "repeated_share", "text_quality", "win_rates"]
+__all__ = [
+    "accuracy_by",
+    "accuracy_row",
+    "calibration",
+    "copied_share",
+    "distinct_share",
+    "length_bias",
+    "mean_with_interval",
+    "probe",
+    "probes",
+    "repeated_share",
+    "text_quality",
+    "win_rates",
+]

@@ -32,7 +32,8 @@ class RewardEnsemble(nn.Module):
         min:        the lowest: the worst case
         penalized:  mean - penalty * deviation over members (population)
 
-    Coste et al. 2024 (arXiv:2310.02743), section 3.3: the last two make what the members disagree about unattractive to a policy.
+    Coste et al. 2024 (arXiv:2310.02743): the last two make what the members disagree about unattractive to a policy. They penalise the
+    variance; we the deviation, which has the unit of a score.
 
     Args:
         members: reward models; they may share one trunk, each with an adapter of its own (``lora_members``).
