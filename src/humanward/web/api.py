@@ -65,9 +65,9 @@ class Sent(BaseModel):
 def questions(site: Here, who: Who, body: Want) -> dict[str, Any]:
     """The questions that the labeler holds, topped up to ``want``. Asking again gives the same ones."""
     held = site.store.held(who.id, body.want, site.settings.lease_seconds)
-    left = site.store.left(who.id)
+    left, version = site.store.left(who.id), current_version(site)
     return {
-        "questions": [question_json(site, one) for one in held],
+        "questions": [question_json(site, one, version) for one in held],
         "progress": site.paces.of(who.id) | {"left": left, "goal": site.settings.goal},
         "waiting": "" if held else site.run.why_nothing(),
     }
@@ -105,18 +105,22 @@ def instructions(request: Request, site: Here, version: Annotated[str, Query(pat
 
 def own_events(site: Site, who: Person, before: int | None) -> list[dict[str, Any]]:
     """A page of the labeler's history, as the labeler saw it."""
-    found = []
+    found, version = [], current_version(site)
     for event, shown in site.store.history(who.id, before, HISTORY):
         entry = {
-            "seq": event.seq, "kind": event.kind, "time": event.time, "undone": event.undone, "question": question_json(site, shown),
+            "seq": event.seq, "kind": event.kind, "time": event.time, "undone": event.undone,
+            "question": question_json(site, shown, version),
             "answer": as_shown(shown, event.body["answer"]) if event.kind == "label" else None,
         }  # fmt: skip
         found.append(entry | {name: event.body[name] for name in SAID if name in event.body})
     return found
 
 
-def question_json(site: Site, shown: Assignment) -> dict[str, Any]:
-    """A question as its labeler may see it: texts in the order shown, and nothing else about them."""
+def question_json(site: Site, shown: Assignment, current: str | None = None) -> dict[str, Any]:
+    """A question as its labeler may see it: texts in the order shown, and nothing else about them.
+
+    current: the version of the run's instructions, where it is known already.
+    """
     question = shown.question
     return {
         "id": question.id,
@@ -124,7 +128,7 @@ def question_json(site: Site, shown: Assignment) -> dict[str, Any]:
         "prompt": question.prompt.text,
         "responses": [question.responses[index].text for index in shown.permutation],
         "attempt": shown.attempt,
-        "instructions": _instructions_of(site, question),
+        "instructions": _instructions_of(site, question, current),
     }
 
 
@@ -137,14 +141,19 @@ def as_shown(shown: Assignment, answer: Any) -> Any:
     return kind_of(shown.question).unpermute(answer, shown.permutation)  # a difference, or a rating: its own inverse
 
 
-def _instructions_of(site: Site, question: Question) -> str:
+def current_version(site: Site) -> str:
+    """Of the run's instructions; empty where there are none."""
+    current = site.store.current_instructions()
+    return current[0] if current is not None else ""
+
+
+def _instructions_of(site: Site, question: Question, current: str | None) -> str:
     """The version that the labeler has to have read. A question's own instructions count before those of the run."""
     if question.instructions:
         version = site.store.instructions_version(question.instructions)
         site.own_instructions[version] = question.instructions
         return version
-    current = site.store.current_instructions()
-    return current[0] if current is not None else ""
+    return current_version(site) if current is None else current
 
 
 def _result(site: Site, who: Person, sent: Any) -> dict[str, Any]:
