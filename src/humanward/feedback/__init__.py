@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from humanward.feedback.judge import SentimentJudge
+from typing import TYPE_CHECKING, Any
+
 from humanward.feedback.kinds import KINDS, LabelKind, kind_of, to_comparisons
 from humanward.feedback.labelers import Labeler, ScoreLabeler, answer_questions
 from humanward.feedback.people import Person
@@ -10,6 +11,9 @@ from humanward.feedback.reading import Disputed, Event, LabelerRow, Past
 from humanward.feedback.scores import Score, load_score, score_responses
 from humanward.feedback.snapshot import Snapshot
 from humanward.feedback.store import Answer, Assignment, Cord, Counts, Store
+
+if TYPE_CHECKING:
+    from humanward.feedback.judge import SentimentJudge
 
 __all__ = [
     "KINDS",
@@ -35,3 +39,11 @@ __all__ = [
     "score_responses",
     "to_comparisons",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SentimentJudge":  # it needs numpy, which takes a third of the time that this room takes to import
+        from humanward.feedback.judge import SentimentJudge
+
+        return SentimentJudge
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
