@@ -22,6 +22,7 @@ import math
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -276,6 +277,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="a page to write, docs/labelling.md")
     parser.add_argument("--folder", type=Path, help="where the run stays, to look at; a temporary one otherwise")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no server is left behind
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(fsync=True)) if args.store == "postgresql" else None
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
