@@ -486,6 +486,7 @@ def test_export_to_a_pipe_and_import_of_it(labelled: Path, tmp_path: Path) -> No
         (["--format", "xml"], "there are labels, csv, parquet, pairs, unpaired, ziegler2019, stiennon2020"),
         (["--split", "test"], "there are train and validation"),
         (["--json"], "name the file with --out"),
+        (["--format", "labels", "--out", "x.csv"], "is written as jsonl; name the file so, or take --format csv"),
         (["--out", "."], "this is a folder"),
         (["--out", "nowhere/x.jsonl"], "no such folder"),
     ],
@@ -496,6 +497,12 @@ def test_what_export_refuses(arguments: list[str], says: str, labelled: Path, mo
     assert done.code == 2
     assert says in done.err
     assert run("export", tmp_path / "no-run").code == 2
+
+
+def test_the_name_of_the_file_chooses_the_format(labelled: Path, tmp_path: Path) -> None:
+    for name, begin in (("x.csv", b"\xef\xbb\xbftime,"), ("x.parquet", b"PAR1"), ("x.jsonl", b'{"format"'), ("x.csv.gz", b"\x1f\x8b")):
+        assert run("export", labelled, "--out", tmp_path / name).code == 0
+        assert (tmp_path / name).read_bytes().startswith(begin)
 
 
 def test_a_failed_export_leaves_the_old_file(labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,13 +35,14 @@ def register(app: typer.Typer) -> None:
 def export(
     run: Run,
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
+            show_default=False,
             help="labels (exact, for import), csv or parquet (a row per label), pairs (prompt, chosen, rejected), "
             "unpaired (prompt, completion, label), ziegler2019 or stiennon2020 (as released by OpenAI).",
         ),
-    ] = EXACT,
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to; else stdout. .gz compresses; pairs.parquet is Parquet.")
     ] = None,
@@ -54,21 +55,24 @@ def export(
     from humanward.data.formats import WRITERS
     from humanward.feedback.exchange import Part
 
-    names = [EXACT, *ALIASES, *(name for name in WRITERS if name != "table")]
-    if format not in names:
-        raise UserError(f"--format {format}: there are {', '.join(names)}")
+    suffix = "" if out is None else SUFFIXES.get(Path(out.name.removesuffix(".gz")).suffix, "")
+    name = format or (suffix if suffix in ALIASES else EXACT)
+    names = [EXACT, *ALIASES, *(writer for writer in WRITERS if writer != "table")]
+    if name not in names:
+        raise UserError(f"--format {name}: there are {', '.join(names)}")
     if split not in (None, "train", "validation"):
         raise UserError(f"--split {split}: there are train and validation")
     if as_json and out is None:
         raise UserError("--json tells what was written; name the file with --out")
+    container = _container(name, suffix)
     store = _store(run)
     try:
         with _destination(out) as file, _bar("export") as bar:
-            told = _write(store, file, format, _container(format, out), Part(round, split), with_names, bar)
+            told = _write(store, file, name, container, Part(round, split), with_names, bar)
     finally:
         store.close()
     if as_json:
-        print(json.dumps({"run": str(run), "file": str(out), "format": format} | told))
+        print(json.dumps({"run": str(run), "file": str(out), "format": name} | told))
     else:
         note(_told(told, str(out or "stdout")))
 
@@ -185,12 +189,17 @@ def _store(run: Path) -> Store:
     return Store(folder.labels)
 
 
-def _container(format: str, out: Path | None) -> str:
+def _container(format: str, suffix: str) -> str:
+    """What the file is made of; UserError where its name says something else."""
     if format in ALIASES:
-        return ALIASES[format][1]
-    suffix = "" if out is None else Path(out.name.removesuffix(".gz")).suffix
-    usual = "json" if format == "ziegler2019" else "jsonl"
-    return usual if format == EXACT or usual == "json" else SUFFIXES.get(suffix, usual)
+        usual = ALIASES[format][1]
+    elif format in ("pairs", "unpaired"):
+        return suffix if suffix in ("csv", "parquet") else "jsonl"
+    else:
+        usual = "json" if format == "ziegler2019" else "jsonl"
+    if suffix in ("csv", "parquet") and suffix != usual:
+        raise UserError(f"--format {format}: is written as {usual}; name the file so, or take --format {suffix}")
+    return usual
 
 
 @contextmanager
