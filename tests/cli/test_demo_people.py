@@ -114,7 +114,7 @@ def test_one_person_labels_a_whole_run_over_http(parts: Parts, tmp_path: Path) -
     assert store.verify() == []
     store.close()
     report = (folder / "report.html").read_text()
-    for expected in ("Asked blind, people said", "write what people prefer", "labelers with themselves, asked again"):
+    for expected in ("Asked blind, people said", "write what people prefer", "labelers with themselves, again"):
         assert expected in report, expected
     results = json.loads((folder / "comparisons/policy-against-reference/results.json").read_text())
     assert results["labels"] + results["same_text"] <= 6

@@ -128,6 +128,7 @@ def _context(run: Run) -> dict[str, Any]:
         "comparisons": sections.comparisons(run),
         "asked_people": sections.asked_people(run),
         "agreement": sections.agreement_chart(run),
+        "flagged": sections.flagged(run),
         "pairs_table": sections.pairs_table(run),
         "people_table": sections.people_table(run),
         "stops": sections.stops(run),
@@ -154,7 +155,8 @@ def _tiles(run: Run, head: sections.WinRate | None) -> list[dict[str, str]]:
     tiles = []
     if head:
         tiles.append({
-            "label": f"win rate against the {sections.policy_name(head.against)}",
+            "label": f"win rate against the {sections.policy_name(head.against)}"
+            + (", by the reward model" if sections.scored_by(run) == "reward model" else ""),
             "value": percent(head.rate),
             "note": f"95 % interval {interval(head.low, head.high, 'percent') or 'not recorded'}",
         })  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 from humanward.report.sections.asked import asked, labeler_words, settings_tables
 from humanward.report.sections.curves import alarms, learning_curves, more_curves
 from humanward.report.sections.parts import Chart, Table, policy_name
-from humanward.report.sections.people import agreement_chart, pairs_table, people_table, stops
+from humanward.report.sections.people import agreement_chart, flagged, pairs_table, people_table, stops
 from humanward.report.sections.price import frontier_chart
 from humanward.report.sections.records import environment_table, labels_table, samples, time_table
 from humanward.report.sections.reward import reward_model
@@ -25,6 +25,7 @@ __all__ = [
     "asked_people",
     "comparisons",
     "environment_table",
+    "flagged",
     "frontier_chart",
     "headline",
     "labeler_words",

@@ -14,9 +14,9 @@ KINDS = {
     "difference": "differences",
 }  # fmt: skip
 SHARES = {
-    "researcher": "labelers with a researcher",
-    "repeats": "labelers with themselves, asked again",
-    "gold": "labelers with known answers",
+    "researcher": "with a researcher",
+    "repeats": "with themselves, again",
+    "gold": "with known answers",
 }
 
 
@@ -36,7 +36,8 @@ def agreement_chart(run: Run) -> Chart | None:
     drawn: list[charts.Estimate] = []
     body: list[list[str]] = []
     chance: float | None = None
-    for kind, parts in section(found, "kinds").items():
+    kinds = section(found, "kinds")
+    for kind, parts in kinds.items():
         name = KINDS.get(kind, clipped(kind, 30))
         for row in rows(parts, "measures"):
             value, low, high, level = (number(row.get(key)) for key in ("value", "low", "high", "chance"))
@@ -47,7 +48,7 @@ def agreement_chart(run: Run) -> Chart | None:
             show, style = (percent, "percent") if raw else (decimal, "decimal")
             body.append([f"{name}: {row.get('name')}", show(value), interval(low, high, style), show(level)])
             if raw:
-                drawn.append(charts.Estimate(f"two labelers, {name}", value, low, high))
+                drawn.append(charts.Estimate("two labelers" + (f", {name}" if len(kinds) > 1 else ""), value, low, high))
                 chance = level if chance is None else chance
     for key, title in SHARES.items():
         share = section(section(found, "shares"), key)
@@ -55,7 +56,9 @@ def agreement_chart(run: Run) -> Chart | None:
         if rate is not None:
             drawn.append(charts.Estimate(title, rate, low, high))
             of = f"{decimal(number(share.get('successes')), 9)} of {decimal(number(share.get('trials')), 9)}"
-            body.append([f"{title} ({of})", percent(rate), interval(low, high, "percent"), percent(chance) if chance is not None else ""])
+            body.append(
+                [f"labelers {title} ({of})", percent(rate), interval(low, high, "percent"), percent(chance) if chance is not None else ""]
+            )
     if not drawn:
         return None
     first = drawn[0]
@@ -63,7 +66,8 @@ def agreement_chart(run: Run) -> Chart | None:
     said = f"{first.label}: {percent(first.value)}, interval {interval(first.low, first.high, 'percent') or NOT_RECORDED}."
     pictures = two_widths("agreement", title, said, lambda width: charts.estimates(drawn, line=chance, line_label="chance", width=width))
     caption = (
-        "How often two answers to the same question are the same. The dashed line is what answering at random would give. "
+        "How often two answers to the same question are the same: those of two labelers, of a labeler and a researcher, of a labeler who "
+        "was asked again, and a labeler’s beside a known one. The dashed line is what answering at random would give. "
         "Coefficients in the table are 1 for perfect agreement and 0 for chance."
     )
     return Chart("agreement", title, caption, pictures, Table(["agreement", "value", "95 % interval", "chance"], body))
@@ -87,8 +91,7 @@ def people_table(run: Run) -> Table | None:
     body: list[list[str]] = []
     for row in rows(section(run.results, "agreement"), "people")[:100]:
         shares = [_share(section(row, key)) for key in ("others", "researcher", "repeats", "gold", "fast")]
-        flags = row.get("flags")
-        told = "; ".join(clipped(str(flag), 200) for flag in flags) if isinstance(flags, list) and flags else "none"
+        told = str(len(_flags(row)) or "none")
         pace = number(row.get("median_seconds"))
         name = clipped(str(row.get("labeler")), 60)
         body.append([name, decimal(number(row.get("labels")), 9), duration(pace) if pace is not None else "", *shares, told])
@@ -99,6 +102,17 @@ def people_table(run: Run) -> Table | None:
         "Flags are tests that allow a look after every label, at one false alarm in a hundred labelers; they ask for a look, no more."
     )
     return Table(columns, body, note) if body else None
+
+
+def flagged(run: Run) -> list[str]:
+    """Who should be looked at and why, a sentence each."""
+    people = rows(section(run.results, "agreement"), "people")[:100]
+    return [f"{clipped(str(row.get('labeler')), 60)}: {'; '.join(_flags(row))}" for row in people if _flags(row)]
+
+
+def _flags(row: dict[str, Any]) -> list[str]:
+    flags = row.get("flags")
+    return [clipped(str(flag), 200) for flag in flags] if isinstance(flags, list) else []
 
 
 def _share(share: dict[str, Any]) -> str:
