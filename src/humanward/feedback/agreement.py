@@ -15,7 +15,8 @@ from humanward.feedback.reading import LabelerRow
 from humanward.feedback.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from humanward.maths import Agreement, LabelTable, Proportion
+    from humanward.maths.agreement import Agreement, LabelTable
+    from humanward.maths.labeler_quality import Proportion
 
 MEASURES = {
     "raw": ("observed", "Same answer"),
@@ -72,7 +73,7 @@ def rows_of(snapshot: Snapshot) -> list[LabelerRow]:
 
 def _of_kind(kind: str, rows: Sequence[LabelerRow], seed: int) -> dict[str, Any] | None:
     """All measures of one kind of question, over questions with two labels or more."""
-    from humanward.maths import fleiss_kappa, krippendorff_alpha, label_table, observed_agreement
+    from humanward.maths.agreement import fleiss_kappa, krippendorff_alpha, label_table, observed_agreement
 
     answers = [(row, row.answer if kind in SCALES else choice(row, row.answer)) for row in rows]
     times: dict[str, int] = defaultdict(int)
@@ -115,7 +116,7 @@ def _measure(
 
 
 def _interval(measure: Any, title: str, value: float | None, level: float | None, table: LabelTable, seed: int) -> dict[str, Any]:
-    from humanward.maths import agreement_interval
+    from humanward.maths.agreement import agreement_interval
 
     ends = agreement_interval(table.values, measure, seed) if value is not None else None
     low, high = ends if ends is not None else (None, None)
@@ -126,7 +127,7 @@ def _cohen(table: LabelTable, seed: int) -> list[dict[str, Any]]:
     """Cohen's kappa of the pairs that share most questions."""
     import numpy as np
 
-    from humanward.maths import agreement_interval, cohen_kappa
+    from humanward.maths.agreement import agreement_interval, cohen_kappa
 
     told = np.isfinite(table.values)
     pairs = []
@@ -146,7 +147,7 @@ def _cohen(table: LabelTable, seed: int) -> list[dict[str, Any]]:
 
 
 def _pooled(parts: Sequence[Proportion]) -> dict[str, Any]:
-    from humanward.maths import clopper_pearson
+    from humanward.maths.statistics import clopper_pearson
 
     right, trials = sum(part.successes for part in parts), sum(part.trials for part in parts)
     low, high = clopper_pearson(right, trials) if trials else (0.0, 1.0)

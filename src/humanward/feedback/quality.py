@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from humanward.feedback.reading import LabelerRow
 
 if TYPE_CHECKING:
-    from humanward.maths import Agreement, LabelerFlags, PositionBias, Proportion
+    from humanward.maths.agreement import Agreement
+    from humanward.maths.labeler_quality import LabelerFlags, PositionBias, Proportion
 
 RESAMPLES = 300
 SURE = 0.01
@@ -93,7 +94,7 @@ def choice(row: LabelerRow, answer: Any) -> int | str | None:
 
 
 def _quality(labeler: str, rows: list[LabelerRow], consensus: Mapping[Any, Any], judged: Mapping[str, Any]) -> Quality:
-    from humanward.maths import fast_answers, flag_labeler, position_bias
+    from humanward.maths.labeler_quality import fast_answers, flag_labeler, position_bias
 
     answered = {row.question_id: choice(row, row.answer) for row in rows}
     gold = [(answered[row.question_id], choice(row, row.gold)) for row in rows if row.gold is not None]
@@ -140,7 +141,7 @@ def _agrees(row: LabelerRow, first: Any, consensus: Mapping[Any, Any], labeler: 
 
 
 def _share(pairs: Sequence[tuple[Any, Any]], *, exact: bool = False) -> Proportion:
-    from humanward.maths import gold_accuracy, repeat_consistency
+    from humanward.maths.labeler_quality import gold_accuracy, repeat_consistency
 
     told = [(a, b) for a, b in pairs if a is not None and b is not None]
     same = [float(a == b) for a, b in told]
@@ -179,7 +180,7 @@ def _most_frequent(values: Sequence[Any]) -> Any:
 
 
 def _agreement(kind: str, rows: Sequence[LabelerRow]) -> KindAgreement:
-    from humanward.maths import agreement_interval, krippendorff_alpha, label_table, observed_agreement
+    from humanward.maths.agreement import agreement_interval, krippendorff_alpha, label_table, observed_agreement
 
     times: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -189,7 +190,7 @@ def _agreement(kind: str, rows: Sequence[LabelerRow]) -> KindAgreement:
     values = [(row.question_id, row.labeler, first) for row in shared if (first := choice(row, row.answer)) is not None]
     table = label_table((question, labeler, str(first)) for question, labeler, first in values)
     if len(table.items) == 0:
-        from humanward.maths import Agreement
+        from humanward.maths.agreement import Agreement
 
         return KindAgreement(kind, Agreement(None, None, None, 0, 0), None, None, None)
     options = [K[item] for item in table.items]
