@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ import pytest
 from humanward.feedback import Store
 from humanward.records import Prompt, Question, Response
 
-from .conftest import run, start
+from .conftest import Parts, run, start
 
 
 def make_run(folder: Path, labeler: str = "people") -> Path:
@@ -217,3 +218,26 @@ def test_labels_are_verified_and_copied(people: Path, tmp_path: Path) -> None:
     done = run("labels", "verify", people, "--json")
     assert done.code == 3
     assert json.loads(done.out)["faults"] == ["event 1: question q0 was changed or removed after it was answered"]
+
+
+def test_the_stage_of_a_run_with_people_is_asked_for_by_name(parts: Parts, tmp_path: Path) -> None:
+    """It waits for labels, which people give on a page that another process serves."""
+    folder = tmp_path / "own"
+    assert run("init", folder, *parts.options(labeler="people"), "labels.repeat_share=0.0").code == 0
+    assert f"next: label, round 1: humanward label {folder} --stage" in run("sample", folder).err
+    assert f"humanward label {folder} --stage" in run("status", folder).out
+    waiting = start("label", folder, "--stage")
+    try:
+        store = Store(folder / "labels.db")
+        while not (shown := store.lease("ann")):
+            assert waiting.poll() is None
+            time.sleep(0.1)
+        while shown:
+            store.record("ann", shown.question.id, 0, f"event-{shown.question.id}")
+            shown = store.lease("ann")
+        store.close()
+        out, err = waiting.communicate(timeout=300)
+    finally:
+        waiting.kill()
+    assert waiting.returncode == 0, out + err
+    assert (folder / "rounds" / "1" / "labels" / "manifest.json").is_file()

@@ -55,17 +55,20 @@ def label(
     goal: Annotated[int, typer.Option(help="Labels that a labeler is asked for in one sitting.", min=1)] = 50,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser, signed in as admin.")] = False,
     page: Annotated[bool, typer.Option("--page", help="Serve the page whoever the run's labeler is.")] = False,
+    stage: Annotated[bool, typer.Option("--stage", help="Do the stage: ask a round's questions and wait; serve no page.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Put a run's questions to its labelers: people get a page, which this command serves until it is stopped.
 
     For a run whose labeler is people, or with a comparison that asks people, it can run all the time: before the first questions are there
-    and beside the training. For any other labeler it does the next stage of the run, which must be this one.
+    and beside `humanward loop`, or beside `humanward label --stage`, which puts the questions on the page and waits. For any other
+    labeler it does the next stage of the run, which must be this one.
     """
-    if not page and not asks_people(run):
+    if stage or not (page or asks_people(run)):
         from humanward.cli.running import run_loop
 
-        note(f"{run}: its labeler is no person: its questions are answered without a page (--page serves one all the same)")
+        if not stage:
+            note(f"{run}: its labeler is no person: its questions are answered without a page (--page serves one all the same)")
         run_loop(run, None, only="label", as_json=as_json)
         return
     if (certificate is None) != (key is None):
