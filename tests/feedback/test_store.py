@@ -336,6 +336,35 @@ def test_what_people_wait_for_is_found_by_an_index(tmp_path: Path, ask: Ask) -> 
     store.close()
 
 
+def test_postgresql_takes_the_same_ways(new_address: Callable[[], str], ask: Ask) -> None:
+    store = Store(new_address())
+    store.add_questions([ask(number, overlap=2) for number in range(300)], gold={"q0": 0})
+    store.record_many("ann", [Answer(f"q{number}", 0, f"{number}") for number in range(200)])
+    said: dict[str, Any] = {}
+
+    def note(_c: object, _x: object, statement: str, parameters: Any, _e: object, many: bool) -> None:
+        if statement.startswith("SELECT questions") or "FROM events" in statement or "count(*)" in statement:
+            said.setdefault(statement, parameters[0] if many else parameters)
+
+    sqlalchemy_event.listen(store._database.engine, "before_cursor_execute", note)
+    store.held("ann", 2)
+    store.left("ann")
+    store.history("ann")
+    store.inbox()
+    store.undo("ann", "u")
+    sqlalchemy_event.remove(store._database.engine, "before_cursor_execute", note)
+    for analyzed in (False, True):
+        with store._database.write() as connection:
+            if analyzed:
+                connection.exec_driver_sql("ANALYZE")
+            for statement, parameters in said.items():
+                plan = "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters))
+                assert not re.search("Seq Scan|Hash|Merge|Materialize|JIT", plan), plan
+                assert "Sort Key" not in plan or "assignments_by_labeler" in plan, plan
+    assert len(said) > 8
+    store.close()
+
+
 def test_journal_and_durability(tmp_path: Path) -> None:
     store = Store(tmp_path / "labels.db")
     with store._database.read() as connection:

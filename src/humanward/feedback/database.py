@@ -29,6 +29,11 @@ BUSY_SECONDS = 30
 RETRY_SECONDS = 10
 """How long a lost database server is waited for."""
 _ADVISORY_LOCK = 0x68756D77
+# Of a few rows among millions PostgreSQL expects too few, with fresh or without statistics, and would read and sort whole tables for them.
+_BY_INDEX = "; ".join(
+    f"SET LOCAL {name} = off"
+    for name in ("enable_seqscan", "enable_bitmapscan", "enable_hashjoin", "enable_mergejoin", "enable_material", "enable_sort", "jit")
+)
 _LOST = ("08", "57P01", "57P02", "57P03")  # SQLSTATEs of connections that fail or are ended by the server
 
 
@@ -87,9 +92,10 @@ class Database:
         return self.address == ":memory:"
 
     @contextmanager
-    def read(self) -> Generator[Connection]:
-        """One consistent state, however many statements."""
-        with self._alone_if_in_memory(), self._one_line_errors(), self._begun(self._own_engine()) as connection:
+    def read(self, *, whole: bool = False) -> Generator[Connection]:
+        """One consistent state, however many statements. ``whole``: they read most of a table, not some rows by an index."""
+        engine = self._own_engine().execution_options(humanward_whole=whole)
+        with self._alone_if_in_memory(), self._one_line_errors(), self._begun(engine) as connection:
             yield connection
 
     @contextmanager
@@ -288,8 +294,11 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    # The hash chain is one total order, so writers take turns here as they do in SQLite.
-    if connection.get_execution_options().get("humanward_write"):
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'; SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-    else:
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    options = connection.get_execution_options()
+    first = ["SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"]
+    if options.get("humanward_write"):
+        # The hash chain is one total order, so writers take turns here as they do in SQLite.
+        first = [f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'", f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"]
+    if not options.get("humanward_whole"):
+        first.append(_BY_INDEX)
+    connection.exec_driver_sql("; ".join(first))

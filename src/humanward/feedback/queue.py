@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,12 @@ def place_of(connection: Connection, labeler: str, question_id: str) -> Place:
     if row is None or row.only_for not in (None, labeler):
         raise UserError(f"question {question_id}: there is no such question in this store")
     return row
+
+
+def places_of(connection: Connection, labeler: str, question_ids: Collection[str]) -> dict[str, Place]:
+    """The places of several questions, by id."""
+    rows = connection.execute(_PLACE.where(_asked.c.id.in_(list(question_ids))), {"labeler": labeler})
+    return {row.id: row for row in rows}
 
 
 def question_of(body: str) -> Question:

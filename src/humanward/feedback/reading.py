@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, sele
 from humanward.feedback import schema
 from humanward.feedback.database import Database
 from humanward.feedback.log import current, label_of, sha256
-from humanward.feedback.queue import ANSWERED, Assignment, assignment_of, left, place_of, question_of
+from humanward.feedback.queue import ANSWERED, Assignment, assignment_of, left, place_of, places_of, question_of
 from humanward.feedback.snapshot import Snapshot
 from humanward.feedback.verify import faults
 from humanward.records import Label, Question
@@ -106,7 +106,7 @@ class Reader:
             query = query.where(table.c.round == round)
         if split is not None:
             query = query.where(table.c.split == split)
-        with self._database.read() as connection:
+        with self._database.read(whole=True) as connection:
             return [question_of(body) for body in connection.scalars(query)]
 
     def gold(self) -> list[tuple[Question, Any]]:
@@ -129,7 +129,7 @@ class Reader:
         query = current("label").where(_is_common)
         if round is not None:
             query = query.where(schema.questions.c.round == round)
-        with self._database.read() as connection:
+        with self._database.read(whole=True) as connection:
             return [label_of(row) for row in connection.execute(query).mappings()]
 
     def adjudications(self, last_round: int | None = None) -> list[Label]:
@@ -142,7 +142,7 @@ class Reader:
         query = current("label", schema.questions.c.body.label("question")).where(_is_common)
         if round is not None:
             query = query.where(schema.questions.c.round == round)
-        with self._database.read() as connection:
+        with self._database.read(whole=True) as connection:
             for row in connection.execution_options(yield_per=_BATCH).execute(query).mappings():
                 yield question_of(row["question"]), label_of(row)
 
@@ -185,7 +185,7 @@ class Reader:
         )
         if last_round is not None:
             asked, labels = asked.where(table.c.round <= last_round), labels.where(table.c.round <= last_round)
-        with self._database.read() as connection:
+        with self._database.read(whole=True) as connection:
             questions = [question_of(body) for body in connection.scalars(asked)]
             found = [label_of(row) for row in connection.execute(labels).mappings()]
             return Snapshot.of(questions, [*found, *_adjudications(connection, last_round)])
@@ -221,7 +221,8 @@ class Reader:
             query = query.where(table.c.seq < before)
         with self._database.read() as connection:
             found = [_event(row) for row in connection.execute(query)]
-            return [Past(event, assignment_of(place_of(connection, labeler, event.question_id), labeler)) for event in found]
+            places = places_of(connection, labeler, {event.question_id for event in found})
+            return [Past(event, assignment_of(places[event.question_id], labeler)) for event in found]
 
     def inbox(self, limit: int = 100) -> list[Event]:
         """Flags, comments, skips with a reason and labels with a comment that were not undone, newest first."""
@@ -256,7 +257,7 @@ class Reader:
         query = current("label", table.c.words, table.c.gold, table.c.repeat_of)
         if labeler is not None:
             query = query.where(schema.current_events.c.labeler == labeler)
-        with self._database.read() as connection:
+        with self._database.read(whole=True) as connection:
             return [_labeler_row(row) for row in connection.execute(query)]
 
     # Instructions and the cord
@@ -281,7 +282,7 @@ class Reader:
 
     def verify(self) -> list[str]:
         """Recompute the hash chains and the state that follows from them; one line per fault, an empty list when all is well."""
-        with self._database.read() as connection:
+        with self._database.read(whole=True) as connection:
             return list(faults(connection))
 
 
