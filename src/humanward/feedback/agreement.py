@@ -58,16 +58,20 @@ def agreement_report(rows: Iterable[LabelerRow], researchers: Collection[str] = 
 
 
 def rows_of(snapshot: Snapshot) -> list[LabelerRow]:
-    """The same rows from frozen labels: without gold questions and repeats, which no snapshot has."""
+    """The same rows from frozen labels: without gold questions and repeats, which no snapshot has.
+
+    A file of labels may say several times what one name answered to a question; the newest answer is kept.
+    """
     words = {q.id: tuple(len(text.split()) for text in (q.prompt.text, *(r.text for r in q.responses))) for q in snapshot.questions}
     sizes = {q.id: len(q.responses) for q in snapshot.questions}
     labels = sorted((label for label in snapshot.labels if not label.adjudication), key=lambda label: (label.time, label.id))
+    newest = {(label.question_id, label.labeler): label for label in labels}
     return [
         LabelerRow(
             label.question_id, label.labeler, label.kind, label.answer, label.permutation or tuple(range(sizes[label.question_id])),
             label.seconds, words[label.question_id], label.time, None, None, number,
         )
-        for number, label in enumerate(labels)
+        for number, label in enumerate(newest.values())
     ]  # fmt: skip
 
 
