@@ -131,6 +131,27 @@ def test_a_question_that_was_answered_elsewhere_is_said_and_dropped(desk: Any) -
     assert desk.labels(1)["q0"].answer == 0
 
 
+def test_the_undo_of_a_refused_answer_takes_back_nothing_else(desk: Any) -> None:
+    context = desk.context()
+    labeler = desk.sign_in(context)
+    page = context.new_page()
+    page.goto(desk.server.url + "/label")
+    desk.answer(page, "q0", "1")
+    desk.asked(page, "q1")
+    desk.saved(page)
+    context.set_offline(True)
+    desk.store.record(labeler, "q1", 0, "from-another-device")
+    desk.answer(page, "q1", "2")
+    page.keyboard.press("Control+z")
+    desk.asked(page, "q1")
+    desk.saved(page, "unsaved: 2 (no connection)")
+    context.set_offline(False)
+    expect(page.locator("#alerts")).to_contain_text("Not saved:")
+    desk.saved(page)
+    desk.asked(page, "q2")
+    assert sorted(desk.labels(2)) == ["q0", "q1"]
+
+
 @pytest.mark.parametrize("lacks", ["", NO_LUXURY], ids=["locks", "without locks"])
 def test_two_tabs_do_not_fight(desk: Any, lacks: str) -> None:
     context = desk.context()

@@ -462,6 +462,11 @@ class Desk {
     if (!result.ok) {
       this.complain(`Not saved: ${result.error}`);
       this.past = this.past.filter((one) => one.id !== event.client_event_id);
+      if (event.kind !== "label" && event.kind !== "skip") return;
+      this.outbox.cancelUndo(event.question_id);
+      const asked = this.current !== null;
+      this.forget(event.question_id); // where it was reopened
+      if (asked && !this.current) this.next();
       return;
     }
     if (event.kind !== "undo") return;

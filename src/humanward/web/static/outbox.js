@@ -166,7 +166,13 @@ export class Outbox {
     this.hooks.changed?.();
   }
 
-  // The oldest events. An undo travels alone: what it takes back must have arrived before.
+  // What was to be taken back never counted: its undo would take back something else.
+  cancelUndo(questionId) {
+    const item = this.items.find(({ event }) => event.kind === "undo" && event.question_id === questionId);
+    if (item) this.drop(item);
+  }
+
+  // The oldest events. An undo travels alone: it must be known before whether what it takes back was accepted.
   batch() {
     const taken = [];
     let bytes = 0;
