@@ -28,6 +28,10 @@ PEOPLE_FOLDER = Path("runs/demo-people")
 PAGE_LOG = "page.log"
 """What the page's server says, in the run's folder."""
 SHOWN = 4
+HONESTLY = (
+    "Sixty labels teach a model of this size what stands on the surface: length, punctuation, some words. It takes hundreds until it "
+    "learns what a text says."
+)
 YOU = "you"
 """The name of the one labeler."""
 
@@ -131,6 +135,7 @@ def show_samples(folder: Path) -> None:
     for number, (_, row) in enumerate(read_jsonl(folder / "evaluation/samples.jsonl")):
         if number < SHOWN:
             print(f"\n  {row['prompt']}\n  - {row['reference'].strip()}\n  + {row['ppo'].strip()}")
+    note(HONESTLY)
 
 
 def blind_check(folder: Path, pairs: int) -> None:
