@@ -469,6 +469,23 @@ def test_names_leave_the_run_only_when_asked_for(name: str, labelled: Path, tmp_
     assert run("import", tmp_path / "other", out).code == 0
 
 
+def test_the_store_that_the_settings_name_is_used_and_every_export_is_audited(labelled: Path, tmp_path: Path) -> None:
+    team = tmp_path / "team"
+    team.mkdir()
+    address = f"sqlite:///{tmp_path / 'team.db'}"
+    (team / "config.yaml").write_text(f"labeler: people\nlabel_store: {address}\n", encoding="utf-8")
+    out = tmp_path / "x.jsonl"
+    assert run("export", labelled, "--out", out).code == 0
+    assert run("import", team, out).code == 0
+    assert not (team / "labels.db").exists()
+    assert run("export", team, "--out", tmp_path / "y.csv", "--with-names").code == 0
+    store = Store(address)
+    assert [(line.who, line.action, line.detail) for line in store.people.audit_log(1)] == [
+        ("command line", "export", {"format": "csv", "with_names": True})
+    ]
+    store.close()
+
+
 def test_export_to_a_pipe_and_import_of_it(labelled: Path, tmp_path: Path) -> None:
     out, err = start("export", labelled).communicate(timeout=60)
     assert err == "2 questions and 2 events -> stdout\n"

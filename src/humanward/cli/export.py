@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from humanward.cli.label import store_address
 from humanward.cli.options import AsJson, Run, example
 from humanward.cli.terminal import is_main_process, note, talk
 from humanward.errors import UserError
@@ -69,6 +70,8 @@ def export(
     try:
         with _destination(out) as file, _bar("export") as bar:
             told = _write(store, file, name, container, Part(round, split), with_names, bar)
+        asked = {"format": name, "round": round, "split": split, "with_names": with_names}
+        store.people.audit("command line", "export", {part: value for part, value in asked.items() if value not in (None, False)})
     finally:
         store.close()
     if as_json:
@@ -96,7 +99,7 @@ def import_labels(
         folder.create()
         from humanward.feedback import Store
 
-        store = Store(folder.labels)
+        store = Store(store_address(run))
         try:
             with _bar("import", spool.events) as writing:
                 done = import_file(store, spool, source=file.name, faults=faults, progress=writing.to)
@@ -181,12 +184,12 @@ def _told(told: dict[str, Any], file: str) -> str:
 
 
 def _store(run: Path) -> Store:
-    folder = RunFolder(run)
-    if not folder.labels.exists():
-        raise UserError(f"{run}: no labels in it ({folder.labels.name} is missing)" if run.is_dir() else f"{run}: no such run folder")
+    address = store_address(run)
+    if isinstance(address, Path) and not address.exists():
+        raise UserError(f"{run}: no labels in it ({address.name} is missing)" if run.is_dir() else f"{run}: no such run folder")
     from humanward.feedback import Store
 
-    return Store(folder.labels)
+    return Store(address)
 
 
 def _container(format: str, suffix: str) -> str:

@@ -167,7 +167,13 @@ def open_store(run: Path) -> Store:
     settings = settings_of(run)
     labels = settings.get("labels")
     share = labels.get("repeat_share", 0.0) if isinstance(labels, dict) else 0.0
-    return Store(settings.get("label_store") or RunFolder(run).labels, repeat_share=share if settings.get("labeler") == "people" else 0.0)
+    return Store(store_address(run), repeat_share=share if settings.get("labeler") == "people" else 0.0)
+
+
+def store_address(run: Path) -> str | Path:
+    """Where the labels of a folder are, or would be: a file, or a database that its settings name."""
+    folder = RunFolder(run)
+    return (settings_of(run).get("label_store") if folder.started else None) or folder.labels
 
 
 class Address:
