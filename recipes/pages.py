@@ -1,4 +1,5 @@
-"""Make the pages of docs/ that follow from the code: settings.md from the settings, paper_map.md from paper_map.yaml and the tests.
+"""Make the pages of docs/ that follow from the code: settings.md from the settings, paper_map.md from paper_map.yaml and the tests,
+losses.md from the losses and losses.yaml.
 
 python recipes/pages.py          # or: make docs
 """
@@ -7,13 +8,17 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from humanward.config import settings
+from humanward.maths import preferences
 from humanward.rounds import LoopConfig
+from humanward.trainers.objective import LOSSES, MEASURED
 
 ROOT = Path(__file__).parent.parent
 MADE = "<!-- Made by `make docs`: do not edit. -->"
@@ -64,6 +69,52 @@ def paper_map_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def losses_page() -> str:
+    """Every loss of direct methods: formula, source, options, agreement with TRL and tests."""
+    known, tests = yaml.safe_load((ROOT / "recipes/losses.yaml").read_text(encoding="utf-8")), test_docstrings()
+    if known.keys() != LOSSES.keys():
+        raise SystemExit(f"error: recipes/losses.yaml: {', '.join(sorted(known.keys() ^ LOSSES.keys()))} is not in both it and the code")
+    lines = [
+        "# Losses of direct methods", "", MADE, "",
+        "`dpo.loss` is one of these names, or several with weights: `{sigmoid: 0.8, bco_pair: 0.2, sft: 1.0}`. In the formulas chosen and",
+        "rejected are log(pi / rho) of the two responses of a pair (or f'(pi / rho), where another divergence is set), margin is their",
+        "difference. Agreement means values and gradients to every token's log-probability within 1e-5 on random ragged batches, with TRL",
+        "1.16's own trainers computing theirs. What a choice or an order of K > 2 responses is made of is said in `trainers.DPOTrainer`.",
+    ]  # fmt: skip
+    for title, fits in (
+        ("Pairs, against a reference", lambda loss: loss.reads == "pairs" and loss.reference),
+        ("Pairs, without a reference", lambda loss: not loss.reference),
+        ("Orders of K responses", lambda loss: loss.reads == "orders"),
+        ("Responses judged alone; of pairs, one liked and one not", lambda loss: loss.reads == "singles"),
+    ):
+        lines += ["", f"## {title}", "", "| Loss | Formula | Source | Options | TRL | Tests |", "|---|---|---|---|---|---|"]
+        for name, loss in LOSSES.items():
+            if fits(loss):
+                what, formula, source = _docstring(loss.function)
+                options = ", ".join(f"`{option}`" for option in loss.options if option not in MEASURED)
+                cells = [f"`{name}` {what}", formula, source, options, known[name]["trl"], _tests(known[name]["tests"], tests)]
+                lines.append("| " + " | ".join(cell if cell == cells[-1] else _cell(cell) for cell in cells) + " |")
+    lines += ["", "## What goes with them", "", "| Setting | Formula | Source |", "|---|---|---|"]
+    for setting, function in (
+        ("`dpo.divergence: forward_kl`", preferences.forward_kl), ("`dpo.divergence: js`", preferences.jensen_shannon),
+        ("`dpo.divergence: alpha`", preferences.alpha_divergence), ("`dpo.ld_alpha`", preferences.desensitized_logprob),
+        ("`dpo.wpo`", preferences.on_policy_weight),
+    ):  # fmt: skip
+        what, formula, source = _docstring(function)
+        lines.append(f"| {setting} | {_cell(formula or what)} | {_cell(source)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(function: Any) -> tuple[str, str, str]:
+    """What it is, the formula and the source of a function of ``maths``."""
+    text = inspect.getdoc(function) or ""
+    parts = text.split("Args:")[0].split("Returns:")[0].split("\n\n")
+    formulas = [part for part in parts if part.startswith("    ")]
+    formula = "<br>".join(f"`{' '.join(line.split())}`" for part in formulas for line in part.splitlines())
+    source = " ".join(" ".join(part.split()) for part in parts[1:] if "arXiv" in part or re.search(r"\b(19|20)\d\d\b", part))
+    return " ".join(parts[0].split()), formula, source or " ".join(parts[0].split())
+
+
 def test_docstrings() -> dict[str, tuple[Path, str]]:
     """Every test function with its file and docstring; a conformance test before others of the same name."""
     found: dict[str, tuple[Path, str]] = {}
@@ -103,7 +154,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("``", "`")
 
 
-PAGES = {"settings.md": settings_page, "paper_map.md": paper_map_page}
+PAGES = {"settings.md": settings_page, "paper_map.md": paper_map_page, "losses.md": losses_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -1,4 +1,4 @@
-"""PPO on problems whose best policy is known exactly: every response can be listed, so its objective needs no sampling."""
+"""PPO and DPO on problems whose best policy is known exactly: every response can be listed, so the objective needs no sampling."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from humanward.maths.optimum import optimal_value
+from humanward.maths.optimum import optimal_policy, optimal_value
 from humanward.models import Policy
-from humanward.trainers import PPOConfig, PPOTrainer
+from humanward.records import Comparison, Prompt, Response
+from humanward.trainers import DPOConfig, DPOTrainer, PPOConfig, PPOTrainer
 from humanward.trainers.selftest import WORDS, tiny_policy, tiny_task
 
 PROMPT = (4,)
@@ -70,3 +71,97 @@ def test_the_logged_objective_is_the_true_one() -> None:
         deviation = (log_policy.exp() * (per_response - mean).square()).sum().sqrt()
         # four standard errors of a mean over 4096 samples
         assert metrics[name] == pytest.approx(float(mean), abs=float(4 * deviation / 64)), name
+
+
+def all_logprobs(policy: Policy, prompt: tuple[int, ...], responses: Sequence[tuple[int, ...]]) -> Tensor:
+    """Of every response over the whole vocabulary, special tokens too: DPO knows no suppressed ones."""
+    prompts, answers = torch.tensor([prompt]).expand(len(responses), -1), torch.tensor(responses)
+    masks = torch.ones_like(prompts, dtype=torch.bool), torch.ones_like(answers, dtype=torch.bool)
+    with torch.no_grad():
+        logprobs = policy(prompts, masks[0], answers, masks[1], temperature=1.0).logprobs.double().sum(1)
+    assert logprobs.exp().sum() == pytest.approx(1, abs=1e-5)
+    return logprobs
+
+
+def infinite_labels(prompt: tuple[int, ...], one: tuple[int, ...], other: tuple[int, ...], lead: float) -> Comparison:
+    """What infinitely many labelers who follow Bradley and Terry say of a pair: the share of them that prefers the first."""
+    share = float(torch.sigmoid(torch.tensor(lead, dtype=torch.float64)))
+    return Comparison(Prompt("p", "", prompt), (Response("", one), Response("", other)), "soft", [share, 1 - share])
+
+
+def total_variation(one: Tensor, other: Tensor) -> float:
+    return float((one.exp() - other.exp()).abs().sum() / 2)
+
+
+def tuned(policy: Policy, reference: Policy, rows: Sequence[Comparison], *, beta: float, lr: float, steps: int) -> float:
+    """Tune on all labels at once; the last loss."""
+    config = DPOConfig(
+        beta=beta, lr=lr, batch_size=len(rows), epochs=steps, lr_schedule="cosine", max_grad_norm=None, micro_batch_tokens=100_000
+    )
+    return DPOTrainer(policy, reference, rows, config).run()[-1]["loss"]
+
+
+def test_dpo_with_infinite_data_reaches_the_best_policy() -> None:
+    """All 64 responses of two tokens, each compared with two others: rho exp(r / beta) / Z within 1 % total variation."""
+    # careful: the padding token is a response here like any other, but its input vector would stay 0; and two prompt tokens, since in one
+    # layer a token behind itself has the state of the token alone, so that its continuations could not be tuned apart.
+    policy, prompt = tiny_policy(seed=2), (4, 5)
+    policy.trunk.embed_tokens.padding_idx = None  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    with torch.no_grad():
+        policy.trunk.embed_tokens.weight[1] = 0.3 * torch.randn(16, generator=torch.Generator().manual_seed(9))  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    reference = policy.frozen_copy()
+    responses = list(itertools.product(range(8), repeat=2))
+    scores = torch.tensor([float(r.count(2)) + 0.75 * (r[-1] == 6) for r in responses], dtype=torch.float64)
+    best = optimal_policy(all_logprobs(reference, prompt, responses), scores, beta=1.0)
+    assert total_variation(all_logprobs(policy, prompt, responses), best) > 0.1
+    rows = [
+        infinite_labels(prompt, responses[i], responses[(i + step) % 64], float(scores[i] - scores[(i + step) % 64]))
+        for step in (1, 7) for i in range(64)
+    ]  # fmt: skip
+    tuned(policy, reference, rows, beta=1.0, lr=8e-3, steps=200)
+    assert total_variation(all_logprobs(policy, prompt, responses), best) < 0.01
+
+
+def test_narrow_data_leaves_dpo_free_off_its_support_and_iterations_mend_it() -> None:
+    """Xu et al. 2024 (arXiv:2404.10719), theorem 4.1: what no label compares, DPO's loss does not see, so that its minimum may give most
+    of the probability to responses that are worse than all labelled ones and that the reference hardly ever writes. Labels of the
+    policy's own samples, round by round, find them.
+
+    Eight responses of one token; labels compare words 2 and 3, whose output vectors point the same way.
+    """
+    policy, prompt, beta = tiny_policy(seed=0), (4,), 1.0
+    with torch.no_grad():
+        state = policy.trunk(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+        policy.head.weight.mul_(0.1)
+        policy.head.weight[2], policy.head.weight[3] = state / state.norm(), 1.25 * state / state.norm()
+    reference = policy.frozen_copy()
+    responses = [(token,) for token in range(8)]
+    scores = torch.full((8,), -2.0, dtype=torch.float64)
+    scores[2], scores[3] = 2.0, 0.0
+    best = optimal_policy(all_logprobs(reference, prompt, responses), scores, beta)
+
+    def unseen(logprobs: Tensor) -> float:
+        return 1 - float(logprobs[2:4].exp().sum())
+
+    def label(i: int, j: int) -> Comparison:
+        return infinite_labels(prompt, (i,), (j,), float(scores[i] - scores[j]))
+
+    rows = [label(2, 3)]
+    loss = tuned(policy, reference, rows, beta=beta, lr=1e-2, steps=60)
+    share = torch.sigmoid(scores[2] - scores[3])
+    assert loss == pytest.approx(float(-share * share.log() - (1 - share) * (1 - share).log()), abs=1e-4)  # no policy has a lower one
+    narrow = all_logprobs(policy, prompt, responses)
+    assert unseen(all_logprobs(reference, prompt, responses)) < 0.05
+    assert unseen(best) < 0.01
+    assert unseen(narrow) > 0.5
+    assert total_variation(narrow, best) > 0.5
+
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        probabilities = all_logprobs(policy, prompt, responses).exp()
+        drawn = torch.multinomial(probabilities, 32, replacement=True, generator=generator).view(-1, 2).tolist()
+        rows += [label(i, j) for i, j in drawn if i != j]
+        tuned(policy, reference, rows, beta=beta, lr=1e-2, steps=60)
+    mended = all_logprobs(policy, prompt, responses)
+    assert unseen(mended) < 0.01
+    assert total_variation(mended, best) < 0.01

@@ -240,7 +240,7 @@ def discopop_loss(pairs: Pairs, *, beta: float, discopop_tau: float = 0.05) -> F
         loss = (1 - gate) * -log sigmoid(beta * margin) + gate * exp(-beta * margin)
 
     Lu et al. 2024 (arXiv:2406.08414), eq. 5. Careful: below tau = 0.1 the loss rises around margin 0, so that a policy that starts at the
-    reference is first pushed the wrong way; its authors note this too.
+    reference is first pushed the wrong way.
 
     Args:
         pairs: compared responses.
