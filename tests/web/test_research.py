@@ -127,6 +127,20 @@ def test_the_cord_is_pulled_with_a_reason_and_released(run: Site) -> None:
     assert [line.action for line in run.store.people.audit_log()][:2] == ["release cord", "pull cord"]
 
 
+def test_a_labeler_may_pull_the_cord_and_not_release_it(run: Site) -> None:
+    client = run.signed_in("labeler")
+    assert "What is wrong?" in client.get("/stop").text
+    assert client.post("/run/cord", data={"reason": "It only says one thing"}).headers["location"] == "/stop"
+    cord = run.store.cord()
+    assert cord is not None
+    assert (cord.person, cord.reason) == ("labeler-1", "It only says one thing")
+    page = text_of(client.get("/stop").text)
+    assert "The training is asked to stop" in page
+    assert "one thing" not in page  # who pulled it and why is for researchers
+    assert client.post("/run/cord/release", data={"note": "x"}).status_code == 403
+    assert run.store.cord() is not None
+
+
 def test_a_disputed_question_is_shown_with_who_said_what_and_decided(site: Site) -> None:
     labelled(site, [0, 2, 2])
     client = site.signed_in("researcher", "Rae")

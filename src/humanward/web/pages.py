@@ -36,6 +36,11 @@ def account(request: Request, site: Here, who: Who) -> Response:
     return site.page(request, "account.html.jinja")
 
 
+def stop(request: Request, site: Here, who: Who) -> Response:
+    """The andon cord: whoever sees that something is badly wrong may stop the training."""
+    return site.page(request, "stop.html.jinja", pulled=site.store.cord() is not None)
+
+
 def static(request: Request, site: Here, name: str) -> Response:
     """A style sheet, a script or a picture."""
     file = site.static.get(name)

@@ -55,12 +55,12 @@ def run_json(request: Request, site: Here, who: Who) -> Response:
 
 
 def pull_cord(request: Request, site: Here, who: Who, form: Form) -> Response:
-    """Stop the training now."""
+    """Stop the training now. Labelers may, too: they are the first to see what it has come to."""
     reason = _text(form, "reason")
     if not reason:
         raise Refusal(400, "Say why the training should stop: whoever lets it go on needs to know.")
     site.store.pull_cord(who.id, reason, request.scope["state"]["request_id"])
-    return RedirectResponse("/run", 303)
+    return RedirectResponse("/stop" if who.role == "labeler" else "/run", 303)
 
 
 def release_cord(request: Request, site: Here, who: Who, form: Form) -> Response:

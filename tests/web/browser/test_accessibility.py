@@ -91,7 +91,7 @@ def test_no_violations_in_any_state(desk: Any, make_questions: Any, options: Any
         page.goto(desk.server.url + path)
         look(path[:8])
     page.get_by_role("button", name="Sign in").click()
-    for path in ("/history", "/instructions", "/account"):
+    for path in ("/history", "/instructions", "/account", "/stop"):
         page.goto(desk.server.url + path)
         if path == "/history":
             page.locator("#history summary").first.click()
