@@ -1,6 +1,6 @@
 """Is an answer that the server confirmed ever lost, doubled, or put down to somebody else, however often the server dies?
 
-    python bench/label_chaos.py [--store sqlite|postgresql] [--labels 20000] [--people 50] [--seed 0] [--write docs/labelling.md]
+    python bench/label_chaos.py [--store sqlite|postgresql] [--labels 20000] [--people 50] [--seed 0] [--write docs/label_chaos.md]
 
 Simulated people (labelling/natures.py) label over HTTP: by invite link and cookie, with events under ids of their own that they send again
 until there is an answer. Some answer noisily, by lot, always the left, faster than one can read, or copy one another; some leave
@@ -217,8 +217,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 INTRODUCTION = """\
 # What survives when people label and the server dies
 
-    python bench/label_chaos.py --store sqlite --labels 20000 --write docs/labelling.md
-    python bench/label_chaos.py --store postgresql --labels 10000 --write docs/labelling.md
+    python bench/label_chaos.py --store sqlite --labels 20000 --write docs/label_chaos.md
+    python bench/label_chaos.py --store postgresql --labels 10000 --write docs/label_chaos.md
 
 Simulated people label over HTTP while the server is killed with SIGKILL every 2 to 8 seconds. In the end every answer of every person is
 compared with the store, by the texts that they chose.
@@ -274,7 +274,7 @@ def main() -> int:
     parser.add_argument("--kill-seconds", type=float, nargs=2, default=KILL_SECONDS, metavar=("LEAST", "MOST"))
     parser.add_argument("--outage", type=float, default=5.0, help="the longest time without a server, seconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", type=Path, help="a page to write, docs/labelling.md")
+    parser.add_argument("--write", type=Path, help="a page to write, docs/label_chaos.md")
     parser.add_argument("--folder", type=Path, help="where the run stays, to look at; a temporary one otherwise")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that no server is left behind

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -95,7 +93,7 @@ def test_one_person_labels_a_whole_run_over_http(parts: Parts, tmp_path: Path) -
     process.kill()
     works.join()
     process.communicate()
-    end_page(folder)
+    assert page_is_gone(folder)
 
     process = start(*command)
     again = Person(link_of(process))
@@ -128,12 +126,19 @@ def link_of(process: subprocess.Popen[str]) -> str:
     raise AssertionError("no link")
 
 
-def end_page(folder: Path) -> None:
-    """A killed demo leaves its page alone; the next one serves another beside it, which does no harm, but a test leaves nothing behind."""
-    for stat in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = stat.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"label" in words and str(folder).encode() in words:
-            os.kill(int(stat.parent.name), signal.SIGTERM)
+def page_is_gone(folder: Path, seconds: float = 20.0) -> bool:
+    """Whether no page of the folder is served any more; it ends with the demo, however that ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        commands = [read_quietly(path).split(b"\0") for path in Path("/proc").glob("[0-9]*/cmdline")]
+        if not any(b"label" in words and str(folder).encode() in words for words in commands):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def read_quietly(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

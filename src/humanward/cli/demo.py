@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import webbrowser
@@ -28,6 +29,7 @@ PEOPLE_FOLDER = Path("runs/demo-people")
 PAGE_LOG = "page.log"
 """What the page's server says, in the run's folder."""
 SHOWN = 4
+_PARENT_DEATH_SIGNAL = 1
 HONESTLY = (
     "Sixty labels teach a model of this size what stands on the surface: length, punctuation, some words. It takes hundreds until it "
     "learns what a text says."
@@ -100,7 +102,7 @@ def page(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "humanward", "label", str(folder), "--port", "0", "--json"]
     with open(folder / PAGE_LOG, "ab") as log:
         # careful: a session of its own, so that Ctrl-C reaches the loop alone, which stops it in the end.
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True, preexec_fn=_end_with_parent)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -120,6 +122,14 @@ def page(folder: Path) -> Iterator[str]:
             server.wait()
         if server.stdout is not None:
             server.stdout.close()
+
+
+def _end_with_parent() -> None:
+    """Where the system can (Linux): the child gets SIGTERM when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _has_screen() -> bool:
