@@ -210,7 +210,7 @@ def test_several_bad_settings_are_a_line_each(parts: Parts, tmp_path: Path) -> N
     ("labeler", "words"),
     [
         ("score:positve", "positve: unknown score; did you mean positive?"),
-        ("ann", "labeler: 'ann': expected score:SPEC (for example score:positive) or labels:FILE"),
+        ("ann", "labeler: 'ann': expected people, score:SPEC (for example score:positive) or labels:FILE"),
         ("labels:none.jsonl", "none.jsonl: cannot read: No such file or directory"),
         ("score:python:nowhere:f", "python:nowhere:f: cannot import nowhere"),
     ],

@@ -482,10 +482,10 @@ def test_scores_of_reference_responses_are_normalised(when: str) -> None:
 def test_normalising_begins_at_gain_one_and_bias_zero() -> None:
     """Released code, train_reward.py: reset_reward_scale first, so that normalising twice is normalising once."""
     trainer = reward_trainer()
-    trainer.normalize()
+    trainer.normalize(0.0, 1.0)
     once = float(trainer.reward_model.gain), float(trainer.reward_model.bias)
     trainer.reward_model.set_normalization(17.0, -4.0)
-    trainer.normalize()
+    trainer.normalize(0.0, 1.0)
     assert (float(trainer.reward_model.gain), float(trainer.reward_model.bias)) == pytest.approx(once)
 
 

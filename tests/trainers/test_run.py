@@ -115,7 +115,7 @@ def test_a_reward_model_is_normalised_once_at_each_end(problems: ModuleType, tmp
     calls: list[int] = []
     for until in (1, 2, None, None):
         trainer = problems.reward()
-        monkeypatch.setattr(trainer, "normalize", lambda trainer=trainer: calls.append(trainer.updater.updates))
+        monkeypatch.setattr(trainer, "normalize", lambda *target, trainer=trainer: calls.append(trainer.updater.updates))
         train(trainer, surroundings(tmp_path), until=until)
     assert calls == [0, 4]
 

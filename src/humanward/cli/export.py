@@ -30,7 +30,7 @@ SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parq
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("export", epilog=example("humanward export runs/demo --format pairs --out pairs.jsonl"))(export)
-    app.command("import", epilog=example("humanward import runs/demo project-7.json"))(import_labels)
+    app.command("import", epilog=example("humanward import runs/other pairs.jsonl"))(import_labels)
 
 
 def export(
