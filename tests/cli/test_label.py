@@ -220,6 +220,23 @@ def test_labels_are_verified_and_copied(people: Path, tmp_path: Path) -> None:
     assert json.loads(done.out)["faults"] == ["event 1: question q0 was changed or removed after it was answered"]
 
 
+def test_a_forgotten_labeler_has_no_name_and_keeps_the_labels(people: Path) -> None:
+    store = Store(people / "labels.db")
+    person, _ = store.people.invite("labeler", "Zenobia Quux")
+    store.add_questions([Question("q0", Prompt("p0", "Once"), (Response("a"), Response("b")), round=1)])
+    store.record(person.id, "q0", 1, "event-1")
+    store.close()
+    done = run("labels", "forget-labeler", people, person.id)
+    assert (done.code, done.err) == (0, "labeler-1: forgotten; 1 labels stay\n")
+    assert b"Zenobia" not in b"".join(path.read_bytes() for path in people.glob("labels.db*"))
+    store = Store(people / "labels.db")
+    assert [label.labeler for label in store.labels()] == ["labeler-1"]
+    assert store.people.audit_log(1)[0].action == "forget"
+    store.close()
+    done = run("labels", "forget-labeler", people, "labeler-9")
+    assert (done.code, done.err) == (2, "error: labeler-9: there is no such person in this store; invite them first\n")
+
+
 def test_the_stage_of_a_run_with_people_is_asked_for_by_name(parts: Parts, tmp_path: Path) -> None:
     """It waits for labels, which people give on a page that another process serves."""
     folder = tmp_path / "own"

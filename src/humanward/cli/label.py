@@ -32,10 +32,12 @@ def register(app: typer.Typer) -> None:
     """Add the commands that go with ``label``, which stands among the stages."""
     app.command("invite", epilog=example("humanward invite runs/own --name Ann"))(invite)
     labels = typer.Typer(
-        help="Look after the labels of a run: verify, backup.", rich_markup_mode=None, epilog=example("humanward labels verify runs/own")
-    )
+        help="Look after the labels of a run: verify, backup, forget-labeler.", rich_markup_mode=None,
+        epilog=example("humanward labels verify runs/own"),
+    )  # fmt: skip
     labels.command("verify", epilog=example("humanward labels verify runs/own"))(verify)
     labels.command("backup", epilog=example("humanward labels backup runs/own labels-copy.db"))(backup)
+    labels.command("forget-labeler", epilog=example("humanward labels forget-labeler runs/own labeler-7"))(forget_labeler)
     app.add_typer(labels, name="labels")
 
 
@@ -131,6 +133,20 @@ def backup(
     with closing(open_store(run)) as store:
         store.backup(file)
     print(json.dumps({"run": str(run), "backup": str(file)}) if as_json else file)
+
+
+def forget_labeler(
+    run: Run, person: Annotated[str, typer.Argument(metavar="PSEUDONYM", help="Such as labeler-7.")], as_json: AsJson = False
+) -> None:
+    """Drop a person's name, sessions and invites for good. Their labels stay, under the pseudonym."""
+    with closing(open_store(run)) as store:
+        store.people.forget(person)
+        store.people.audit("command line", "forget", {"person": person})
+        kept = store.labels_by([person])[person]
+    if as_json:
+        print(json.dumps({"run": str(run), "forgotten": person, "labels": kept}))
+    else:
+        note(f"{person}: forgotten; {kept} labels stay")
 
 
 def settings_of(run: Path) -> dict[str, Any]:
