@@ -119,11 +119,13 @@ def each_instruction(store: Store) -> list[Any]:
 
 
 def _current(last: int, *kinds: str) -> Select[Any]:
+    # careful: with a plain list of kinds SQLite reads the index of kinds and sorts all of it again for every page.
+    kind = _events.c.kind.concat("")
     undone = select(_later.c.seq).where(_later.c.target == _events.c.seq, _later.c.seq <= last).exists()
     return (
         select(_events, _asked.c.body.label("question"))
         .join(_asked, _asked.c.id == _events.c.question_id)
-        .where(_events.c.kind.in_(kinds), _events.c.seq <= last, ~undone)
+        .where(kind.in_(kinds), _events.c.seq <= last, ~undone)
     )
 
 
