@@ -71,7 +71,7 @@ class Chaos:
         self.run, self.office, self.lots, self.args, self.cluster = run, office, lots, args, cluster
         self.port = httpx.URL(office.url).port
         self.process: subprocess.Popen[bytes] | None = None
-        self.kills = self.early = self.outages = self.cluster_kills = 0
+        self.kills = self.early = self.outages = self.cluster_kills = self.cluster_kills_before = 0
         self.clock = 0.0
         self.starts: list[float] = []
 
@@ -81,14 +81,18 @@ class Chaos:
             if clock != self.clock:
                 self.clock = clock
                 self.office.jumps.append(time.monotonic())
+        self.cluster_kills_before = self.cluster_kills
         words = [str(HERE / "labelling/server.py"), str(self.run), str(self.port), str(self.args.lease), str(self.clock)]
         with open(self.run.parent / "server.log", "ab") as log:
             self.process = subprocess.Popen([sys.executable, *words], stdout=log, stderr=log)
 
     def kill(self) -> None:
         assert self.process is not None
-        if self.process.poll() is not None:
-            self.office.faults[f"the server left by itself with {self.process.returncode}"] += 1
+        left = self.process.poll()
+        if left == RunError.exit_code and self.cluster_kills > self.cluster_kills_before:
+            self.office.counts["the server said at its start that the database is away, and left"] += 1  # as it should; it is started again
+        elif left is not None:
+            self.office.faults[f"the server left by itself with {left}"] += 1
         self.process.kill()
         self.process.wait()
         self.kills += 1
