@@ -12,12 +12,14 @@ from humanward.records.files import BOM, InputFile
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 """What spreadsheets take for a formula, also behind our own mark (OWASP, CSV injection)."""
+_SUSPECT = frozenset("'=+-@\t\r\n＝＋－＠")
 _MARKED = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
 
 
 def escaped(value: Any) -> Any:
     """A text with ' in front where a spreadsheet would run it. Numbers stay numbers, None is an empty cell."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+    # The first sign is looked at before the pattern: most of a large export is cells that begin with a letter.
+    return f"'{value}" if isinstance(value, str) and value[:1] in _SUSPECT and _FORMULA.match(value) else value
 
 
 def unescaped(cell: str) -> str:
