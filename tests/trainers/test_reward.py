@@ -13,7 +13,8 @@ from humanward.errors import UserError
 from humanward.models import RewardModel
 from humanward.records import Comparison, Prompt, Response
 from humanward.trainers import Episodes, RewardConfig, RewardTrainer, TextReward
-from humanward.trainers.label_losses import LOSSES_OF_KIND, is_right, loss_for, without_labeler_noise
+from humanward.trainers.label_losses import LOSSES_OF_KIND, loss_for, without_labeler_noise
+from humanward.trainers.questions import is_right
 from humanward.trainers.scoring import score_episodes
 from humanward.trainers.selftest import GOOD, tiny_policy, tiny_task
 

@@ -58,6 +58,7 @@ class LabelerFlags(NamedTuple):
 
     @property
     def flagged(self) -> bool:
+        """Whether either test accuses."""
         return self.one_place.flagged_at is not None or self.random.flagged_at is not None
 
 

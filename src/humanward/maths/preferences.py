@@ -82,6 +82,7 @@ class Pairs:
 
     @property
     def rejected_logratio(self) -> Float[Tensor, " N"]:
+        """The same of the other response."""
         return self.rejected_logprob - self.rejected_reference
 
     @property
@@ -91,6 +92,7 @@ class Pairs:
 
     @property
     def rejected_score(self) -> Float[Tensor, " N"]:
+        """The same of the other response."""
         return self.divergence(self.rejected_logratio)
 
     @property

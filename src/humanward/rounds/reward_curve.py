@@ -17,7 +17,7 @@ from humanward.records import Comparison
 from humanward.rounds.context import Context
 from humanward.storage import MetricsLog, RunFolder, generator, write_json
 from humanward.trainers import RewardTrainer, Surroundings, choices, train
-from humanward.trainers.questions import best_responses
+from humanward.trainers.questions import best_responses, is_right
 
 HELD_OUT = 0.25
 """Share of the questions that a repetition measures on; another quarter each time."""
@@ -103,7 +103,7 @@ def measure(
     train(trainer, Surroundings(stop=context.stop), stage="reward-curve")
     rows = [label for question in held_out for label in question]
     chosen = choices(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64)
-    return sum(choice in best_responses(row) for choice, row in zip(chosen, rows, strict=True)), len(rows)
+    return sum(bool(is_right(row, choice)) for choice, row in zip(chosen, rows, strict=True)), len(rows)
 
 
 def summary(context: Context, rows: Sequence[dict[str, Any]], snapshot: Snapshot, questions: int) -> dict[str, Any]:

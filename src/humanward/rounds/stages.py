@@ -21,7 +21,7 @@ from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
 from humanward.storage import generator, write_json
 from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, Surroundings, choices, train
-from humanward.trainers.questions import best_responses
+from humanward.trainers.questions import best_responses, is_right
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
 
@@ -213,9 +213,9 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
     train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
     if context.accelerator.is_main_process:
         trainer.reward_model.save(output)
-        told = [c for c in validation if len(best_responses(c)) < len(c.responses)]  # a tie of all tells nothing
-        chosen_responses = choices(trainer.reward_model, told, batch_size=settings.validation_batch_size or 64) if told else []
-        right = [choice in best_responses(c) for choice, c in zip(chosen_responses, told, strict=True)]
+        chosen_responses = choices(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64) if validation else []
+        marks = [is_right(c, choice) for choice, c in zip(chosen_responses, validation, strict=True)]
+        right = [mark for mark in marks if mark is not None]  # a tie of all tells nothing
         write_json(output / "validation.json", {"round": round, "questions": len(right), "correct": sum(right), "labels": len(training)})
 
 

@@ -106,19 +106,6 @@ def loss_for(comparisons: Sequence[Comparison], name: LossName, *, margin: float
     return LabelLoss(loss, margin, noise)
 
 
-def is_right(comparison: Comparison, choice: int) -> bool | None:
-    """Whether the response that a model scores highest is one that the label prefers; None where the label prefers none."""
-    target = comparison.target
-    if comparison.kind == "rating":
-        return None
-    if comparison.kind == "difference":
-        return None if target == 0 else choice == (0 if target > 0 else 1)  # pyright: ignore[reportOperatorIssue]
-    if not isinstance(target, list):
-        return choice == target
-    best = min(target) if comparison.kind == "ranking" else max(target)
-    return None if all(value == best for value in target) else target[choice] == best
-
-
 def without_labeler_noise(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """One comparison per question, whose target says how likely each response is the best one, given who said what.
 

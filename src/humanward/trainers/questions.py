@@ -77,11 +77,21 @@ def collate(comparisons: Sequence[Comparison], pad_id: int, device: torch.device
 
 def best_responses(comparison: Comparison) -> list[int]:
     """The responses that the labeler found best: all of them where a pair is tied, several where an order begins with a tie."""
-    target = comparison.target
+    target, K = comparison.target, len(comparison.responses)
+    if comparison.kind == "difference":
+        return [0, 1] if target == 0 else [0 if target > 0 else 1]  # pyright: ignore[reportOperatorIssue]
+    if K == 1:  # judged alone: there is nothing to choose
+        return [0]
     if not isinstance(target, (list, tuple)):
         return [int(target)]
     best = min(target) if comparison.kind == "ranking" else max(target)
     return [index for index, value in enumerate(target) if value == best]
+
+
+def is_right(comparison: Comparison, choice: int) -> bool | None:
+    """Whether the response that a model scores highest is one that the label prefers; None where the label prefers none."""
+    best = best_responses(comparison)
+    return None if len(best) == len(comparison.responses) else choice in best
 
 
 def tokens_of(comparison: Comparison) -> int:

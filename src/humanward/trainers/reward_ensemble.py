@@ -15,7 +15,7 @@ from humanward.models import RewardEnsemble, RewardModel
 from humanward.models.reward_ensemble import LoraMember
 from humanward.records import Comparison
 from humanward.storage import derive_seed
-from humanward.trainers.label_losses import is_right
+from humanward.trainers.questions import is_right
 from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import with_prefix, without_prefix
