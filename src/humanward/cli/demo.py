@@ -140,11 +140,13 @@ def _has_screen() -> bool:
 def show_samples(folder: Path) -> None:
     """Some prompts with what the model wrote before and after, drawn by lot."""
     from humanward.records import read_jsonl
+    from humanward.rounds import LoopConfig
 
+    tuned = LoopConfig.load(folder / "config.yaml").method
     print("\nWhat it wrote before (-) and writes now (+), prompts drawn by lot:")
     for number, (_, row) in enumerate(read_jsonl(folder / "evaluation/samples.jsonl")):
         if number < SHOWN:
-            print(f"\n  {row['prompt']}\n  - {row['reference'].strip()}\n  + {row['ppo'].strip()}")
+            print(f"\n  {row['prompt']}\n  - {row['reference'].strip()}\n  + {row[tuned].strip()}")
     note(HONESTLY)
 
 

@@ -17,7 +17,7 @@ def loop(
     run: Run, overrides: Overrides = None, model: Model = None, prompts: Prompts = None, labeler: Labeler = None, config: ConfigFile = None,
     preset: Preset = None, seed: Seed = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Run the whole loop: sample, label, fit the reward model, tune with PPO, evaluate, report.
+    """Run the whole loop: sample, label, fit the reward model, tune the policy, evaluate, report.
 
     Without settings it goes on with the run in the folder.
     """

@@ -16,12 +16,12 @@ BESIDES = 8 << 20
 CHECKPOINT = 3
 """Weights and Adam's two moments."""
 AT_ONCE = 5
-"""Two checkpoints of PPO, two of another training, and one that is being written."""
+"""Two checkpoints of the tuning, two of another training, and one that is being written."""
 
 
 def bytes_needed(config: LoopConfig, weights: int) -> int:
     """Most bytes that a run takes at a time, for a model whose weights take ``weights`` bytes in float32."""
-    folders = 2 * config.labels.rounds + (config.sft is not None) + (config.baseline_sft is not None) + 1
+    folders = (1 + config.fits_reward) * config.labels.rounds + (config.sft is not None) + (config.baseline_sft is not None) + 1
     return (CHECKPOINT * AT_ONCE + folders) * weights + BESIDES
 
 

@@ -1,4 +1,4 @@
-"""``humanward sft | sample | reward | ppo | evaluate``: the next stage of a run, alone."""
+"""``humanward sft | sample | reward | ppo | dpo | evaluate``: the next stage of a run, alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ WHAT = {
     "sft": "Fine-tune the model on texts before anything else.",
     "sample": "Let the policy write the responses of a round's questions.",
     "reward": "Fit a round's reward model to all labels so far.",
-    "ppo": "Tune the policy against a round's reward model.",
+    "ppo": "Tune the policy against a round's reward model, where method is ppo.",
+    "dpo": "Tune the policy on the labels themselves, where method is dpo.",
     "evaluate": "Compare the policies on fresh prompts, and write the report.",
 }
 

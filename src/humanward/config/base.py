@@ -23,6 +23,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    def unread(self) -> frozenset[str]:
+        """Settings that nothing reads beside the others as they are: it is a fault to give them, and ``dump_yaml`` leaves them out."""
+        return frozenset()
+
     @classmethod
     def load(cls, path: str | Path | None = None, overrides: Iterable[str] = (), preset: str | None = None) -> Self:
         """Read settings: defaults, then a preset, then a YAML file, then overrides; the later wins, section by section.

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from .base import Config
 from .schema import may_be_null, section_of, type_words
 from .yaml_text import Key, PlainDumper, dotted
 
@@ -51,14 +52,20 @@ def _settings(cls: type[BaseModel], prefix: Key, instance: BaseModel | None) -> 
 
 
 def dump_yaml(config: BaseModel, comments: bool = False) -> str:
-    """Settings as YAML; ``type(config).load`` of it equals ``config``. With ``comments`` each setting's explanation stands above it."""
+    """Settings as YAML; ``type(config).load`` of it equals ``config``. With ``comments`` each setting's explanation stands above it.
+
+    What is ``unread`` is left out: it is as it is by default.
+    """
     return "".join(_block(config, comments, "")) or "{}\n"
 
 
 def _block(config: BaseModel, comments: bool, indent: str) -> list[str]:
     values = config.model_dump(mode="json")
     lines = []
+    unread = config.unread() if isinstance(config, Config) else ()
     for name, info in type(config).model_fields.items():
+        if name in unread:
+            continue
         value = getattr(config, name)
         if comments and info.description:
             doc = " ".join(info.description.split())

@@ -20,7 +20,7 @@ from humanward.records import Comparison, Prompt, Response
 from humanward.rounds.context import Context
 from humanward.rounds.people import patiently
 from humanward.storage import read_json
-from humanward.trainers import choices
+from humanward.trainers import choices, implicit_choices
 from humanward.trainers.scoring import texts, truncated
 
 BETAS = tuple(2.0 ** (k / 2) for k in range(6, -13, -1))
@@ -36,7 +36,7 @@ class Answers:
     """As a labeler sees them: truncated by the task's rule."""
     tokens: list[tuple[int, ...]]
     kl: list[float]
-    """log policy - log reference of the tokens that PPO is trained on, nats per response: one-sample estimates of the KL."""
+    """log policy - log reference of the tokens that a policy is trained on, nats per response: one-sample estimates of the KL."""
     reference_bits: float
     """Bits per byte that the reference, at temperature 1, needs for the shown texts: low is text that it finds ordinary."""
 
@@ -48,7 +48,8 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     answers = {"reference": answer(context, reference, reference, prompts, "reference")}
     if context.config.baseline_sft is not None:
         answers["sft"] = answer(context, context.policy(context.path / "baseline_sft"), reference, prompts, "sft")
-    answers["ppo"] = answer(context, context.policy(context.path / "policy"), reference, prompts, "ppo")
+    tuned = context.config.method
+    answers[tuned] = answer(context, context.policy(context.path / "policy"), reference, prompts, tuned)
     last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
     results: dict[str, Any] = {
         "labeler": context.config.labeler,
@@ -63,7 +64,8 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if found := agreement(context, last):
         results["agreement"] = found
     scores = true_scores(context, prompts, answers)
-    results |= comparison_of_scores(context, scores)
+    if scores:
+        results |= comparison_of_scores(context, scores)
     if context.score is not None:
         results["frontier"] = frontier(context, reference, prompts, scores, results)
         results["reward_model"] = reward_model_accuracy(context, reference, prompts)
@@ -78,7 +80,7 @@ def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequenc
     shown_texts: list[str] = []
     tokens: list[tuple[int, ...]] = []
     nats = 0.0
-    whole = not context.config.task.train_on_truncated  # the KL is that of the tokens that PPO sees
+    whole = not context.config.task.train_on_truncated  # the KL is that of the tokens that a policy is trained on
     for start in range(0, len(prompts), ROWS):
         context.cord.hold()
         ids, mask, samples = context.sample(policy, prompts[start : start + ROWS], f"evaluation {name}", start, whole=whole)
@@ -106,9 +108,14 @@ def logprobs(
 
 
 def true_scores(context: Context, prompts: Sequence[Prompt], answers: dict[str, Answers]) -> dict[str, list[float]]:
-    """The labeler's own scores where they are known, else the last reward model's."""
+    """The labeler's own scores where they are known, else the last reward model's; none where nobody can tell.
+
+    The reward that is implicit in a policy is no judge of it: it likes best what the policy itself writes.
+    """
     if context.score is not None:
         return {name: [float(s) for s in context.score([p.text for p in prompts], a.texts)] for name, a in answers.items()}
+    if not context.config.fits_reward:
+        return {}
     model = context.reward_model(context.config.labels.rounds)
     scores: dict[str, list[float]] = {}
     for name, a in answers.items():
@@ -131,7 +138,8 @@ def model_scores(model: RewardModel, rows: Sequence[Comparison]) -> list[float]:
 
 def comparison_of_scores(context: Context, scores: dict[str, list[float]]) -> dict[str, Any]:
     """Win rates and mean scores of the policies, with intervals."""
-    pairs = [("ppo", "reference")] + ([("ppo", "sft"), ("sft", "reference")] if "sft" in scores else [])
+    tuned = context.config.method
+    pairs = [(tuned, "reference")] + ([(tuned, "sft"), ("sft", "reference")] if "sft" in scores else [])
     return {
         "scored_by": "labeler" if context.score is not None else "reward model",
         "win_rates": win_rates(scores, pairs),
@@ -159,18 +167,19 @@ def frontier(
     table = torch.tensor(rows, dtype=torch.float64)
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= settings.frontier_samples]
     best = best_of_n_frontier(table, ns)
-    path = [[row["kl"], row["true_score"]] for row in context.log.read() if row["stage"] == "ppo" and "true_score" in row]
+    tuned = context.config.method
+    path = [[row["kl"], row["true_score"]] for row in context.log.read() if row["stage"] == tuned and {"kl", "true_score"} <= row.keys()]
     return {
         "optimum": [list(point) for point in reweighted_frontier(table, BETAS)],
         "best_of_n": [[n, *point] for n, point in zip(ns, best, strict=True)],
         "path": path,
-        "policy": [results["kl"]["ppo"]["mean"], results["scores"]["ppo"]["mean"]] if "scores" in results else [],
+        "policy": [results["kl"][tuned]["mean"], results["scores"][tuned]["mean"]] if "scores" in results else [],
         "reference": [0.0, sum(scores["reference"]) / len(scores["reference"])],
     }
 
 
 def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Every round's reward model on the same held-out questions: K fresh samples of the reference to fresh prompts."""
+    """Every round's reward model, explicit or implicit, on the same held-out questions: K fresh samples of the reference each."""
     assert context.score is not None
     K = context.config.labels.responses_per_question
     count = context.config.evaluation.questions
@@ -189,17 +198,25 @@ def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence
     rows: list[dict[str, Any]] = []
     for number in range(1, context.config.labels.rounds + 1):
         context.stop.check()
-        model = context.reward_model(number)
-        correct = [choice == q.target for choice, q in zip(choices(model, questions), questions, strict=True)]
+        correct = [choice == q.target for choice, q in zip(round_choices(context, number, questions), questions, strict=True)]
         rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
     return rows
+
+
+def round_choices(context: Context, round: int, questions: Sequence[Comparison]) -> list[int]:
+    """What a round's reward model prefers; without one, what its policy has become likelier to write than its reference was."""
+    if context.config.fits_reward:
+        return choices(context.reward_model(round), questions)
+    policy = context.policy(context.path / f"rounds/{round}/policy")
+    return implicit_choices(policy, context.held_to(round), questions, context.config.dpo.objective)
 
 
 def measured_reward_models(context: Context) -> list[dict[str, Any]]:
     """Every round's reward model on the round's own validation questions, as the labelers answered them; it had not seen them."""
     rows: list[dict[str, Any]] = []
     for number in range(1, context.config.labels.rounds + 1):
-        found = read_json(context.path / f"rounds/{number}/reward/validation.json")
+        model = "reward" if context.config.fits_reward else "policy"
+        found = read_json(context.path / f"rounds/{number}/{model}/validation.json")
         if found["questions"]:
             correct = [i < found["correct"] for i in range(found["questions"])]
             K = context.config.labels.responses_per_question
@@ -229,6 +246,6 @@ def shown(context: Context, prompts: Sequence[Prompt], answers: dict[str, Answer
     """Some prompts with everybody's response, chosen by lot and not by score."""
     chosen = epoch_order(context.seed("shown samples"), 0, len(prompts))[: context.config.evaluation.shown]
     return [
-        {"prompt": prompts[i].text, **{n: a.texts[i] for n, a in answers.items()}, "scores": {n: scores[n][i] for n in answers}}
+        {"prompt": prompts[i].text, **{n: a.texts[i] for n, a in answers.items()}, "scores": {n: values[i] for n, values in scores.items()}}
         for i in chosen
     ]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from humanward.config import Config
 from humanward.data import TaskConfig
 from humanward.models import DType
-from humanward.trainers import PPOConfig, RewardConfig, SFTConfig
+from humanward.trainers import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
+SECTIONS: dict[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
+"""Sections that each method reads besides those of every run, its own last. A round fits a reward model where ``reward`` is among them."""
 
 
 class LabelsConfig(Config):
     """How many questions are asked, and when (Ziegler et al. 2019, section 2.3)."""
 
     initial: PositiveInt = 512
-    """Questions answered before PPO begins."""
+    """Questions answered before the tuning begins."""
     total: PositiveInt = 1024
-    """Questions that the schedule would have had answered by the end of PPO."""
+    """Questions that the schedule would have had answered by the end of the tuning."""
     rounds: PositiveInt = 2
-    """Reward models fitted, evenly spread over PPO's episodes; each is initialised anew and fitted to all labels so far. 1: offline."""
+    """How often questions are asked, evenly spread over the tuning: each time a new reward model is fitted to all labels so far, or a
+    method without one goes on with them. 1: offline."""
     responses_per_question: Annotated[int, Field(ge=2, le=9)] = 4
     """K: the labeler picks the best of so many."""
     kind: Literal["best_of_k", "pair", "ranking", "soft"] = "best_of_k"
@@ -32,8 +35,8 @@ class LabelsConfig(Config):
     """What people are asked to do: a text, or a .txt or .md file of it. Every label keeps the version that was shown; a file may be changed
     while a run waits, and people then see the new version first. null: one sentence that belongs to ``kind``."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of a round's questions that its reward model does not see but is measured on. Half their responses come from the reference,
-    half from the policy; later rounds train on them."""
+    """Share of a round's questions that its reward model, or a method without one, does not see but is measured on. Half their responses
+    come from the reference, half from the policy; later rounds train on them."""
     overlap_share: Share = 0.05
     """Share of the questions that several labelers answer, to measure agreement."""
     overlap_labels: PositiveInt = 5
@@ -77,6 +80,22 @@ class EvaluationConfig(Config):
     """Prompts whose responses the report shows, chosen at random."""
 
 
+class DPORoundsConfig(DPOConfig):
+    """DPO as a round of the loop: sample, label, DPO from the policy that sampled, again. One round is the offline method of the paper."""
+
+    round_reference: Literal["first", "before"] = "first"
+    """Where a round's policy is held: ``first``, the reference of the run, as in PPO; ``before``, the policy that the round begins with, so
+    that each round may move as far as the first."""
+    round_labels: Literal["all", "new"] = "all"
+    """What a round trains on: all labels so far, or its own alone."""
+
+    @model_validator(mode="after")
+    def _held(self) -> DPORoundsConfig:
+        if self.reference == "initial":
+            raise ValueError("reference initial: round_reference says where a round of a run is held; leave reference at given")
+        return self
+
+
 class LoopConfig(Config):
     """The loop of Ziegler et al. 2019: prompts, labels, reward model, PPO, again; then evaluation and a report."""
 
@@ -111,10 +130,15 @@ class LoopConfig(Config):
     """Supervised fine-tuning of the model before everything else; null: none."""
     labels: LabelsConfig = LabelsConfig()
     """Questions and rounds."""
+    method: Literal["ppo", "dpo"] = "ppo"
+    """How a round tunes the policy: ``ppo`` against a reward model that is fitted to the labels, ``dpo`` or a relative of it (``dpo.loss``)
+    on the labels themselves. The sections of other methods must be left out."""
     reward: RewardConfig = RewardConfig()
-    """The reward model."""
+    """The reward model, for methods that need one."""
     ppo: PPOConfig = PPOConfig()
-    """Tuning the policy."""
+    """Tuning the policy with PPO."""
+    dpo: DPORoundsConfig = DPORoundsConfig()
+    """Tuning the policy on labels directly."""
     baseline_sft: SFTConfig | None = SFTConfig()
     """Supervised fine-tuning on the chosen responses, to compare with; null: none."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -127,11 +151,34 @@ class LoopConfig(Config):
     """Before the first stage, check on a tiny problem that reward, KL, advantage and labels have the right sign, and on some of the run's
     prompts that its model and tokenizer go together: temperature, padding, tokens."""
 
+    @property
+    def fits_reward(self) -> bool:
+        """Whether a round fits a reward model."""
+        return "reward" in SECTIONS[self.method]
+
+    @property
+    def tuning(self) -> Any:
+        """The section of the method."""
+        return getattr(self, SECTIONS[self.method][-1])
+
+    @property
+    def steps(self) -> int | None:
+        """Of the one training that goes through all rounds; None where every round is a training of its own, as long as its labels."""
+        return self.tuning.episodes // self.tuning.batch_size if "episodes" in type(self.tuning).model_fields else None
+
+    def unread(self) -> frozenset[str]:
+        return frozenset(name for sections in SECTIONS.values() for name in sections) - {*SECTIONS[self.method]}
+
     @model_validator(mode="after")
     def _consistent(self) -> LoopConfig:
-        steps = self.ppo.episodes // self.ppo.batch_size
-        if self.labels.rounds > steps:
-            raise ValueError(f"labels.rounds {self.labels.rounds} is more than the {steps} steps of ppo; raise ppo.episodes or lower it")
+        unread = [f"{name}.{key}" for name in sorted(self.unread()) for key in sorted(getattr(self, name).model_fields_set)]
+        if unread:
+            raise ValueError(f"method {self.method} does not read {', '.join(unread)}; leave that out, or choose another method")
+        if self.steps is not None and self.labels.rounds > self.steps:
+            raise ValueError(
+                f"labels.rounds {self.labels.rounds} is more than the {self.steps} steps of {self.method}; raise {self.method}.episodes "
+                "or lower it"
+            )
         if self.evaluation.frontier_prompts > self.evaluation.prompts:
             raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
         return self

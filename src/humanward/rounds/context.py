@@ -103,6 +103,14 @@ class Context:
         """The policy that round ``round`` starts from."""
         return self.reference_folder if round == 1 else self.path / f"rounds/{round - 1}/policy"
 
+    def held_to(self, round: int) -> Policy | None:
+        """Where a round of DPO is held, frozen; None where its losses have no reference."""
+        settings = self.config.dpo
+        if settings.reference == "none":
+            return None
+        folder = self.reference_folder if settings.round_reference == "first" else self.policy_before(round)
+        return self.optimized(self.policy(folder).requires_grad_(False).eval(), trained=False)
+
     @cached_property
     def task(self) -> Task:
         given = self.policy(self.config.model)  # its tokenizer is the reference's too, which may not be there yet

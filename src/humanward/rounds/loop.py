@@ -19,7 +19,8 @@ from humanward.feedback import Labeler
 from humanward.models import settled_dtype
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, warn
-from humanward.rounds.stages import ask, baseline, check_inputs, collect, evaluate, export, fit_reward, prepare_prompts, supervise, tune
+from humanward.rounds.methods import METHODS
+from humanward.rounds.stages import ask, baseline, check_inputs, collect, evaluate, export, fit_reward, prepare_prompts, supervise
 from humanward.storage import RunFolder, StopFlag, verify_folder
 from humanward.storage.files import write_bytes
 from humanward.trainers import Progress
@@ -53,12 +54,10 @@ def stages_of(config: LoopConfig) -> list[Stage]:
         listed.append(Stage("sft", 0, "sft", supervise, all_processes=True))
     for number in range(1, config.labels.rounds + 1):
         folder = f"rounds/{number}"
-        listed += [
-            Stage("sample", number, f"{folder}/questions", ask),
-            Stage("label", number, f"{folder}/labels", collect),
-            Stage("reward", number, f"{folder}/reward", fit_reward, all_processes=True),
-            Stage("ppo", number, f"{folder}/policy", tune, all_processes=True),
-        ]
+        listed += [Stage("sample", number, f"{folder}/questions", ask), Stage("label", number, f"{folder}/labels", collect)]
+        if config.fits_reward:
+            listed.append(Stage("reward", number, f"{folder}/reward", fit_reward, all_processes=True))
+        listed.append(Stage(config.method, number, f"{folder}/policy", METHODS[config.method], all_processes=True))
     if config.baseline_sft is not None:
         listed.append(Stage("baseline_sft", 0, "baseline_sft", baseline, all_processes=True))
     return [*listed, Stage("export", 0, "policy", export), Stage("evaluate", 0, "evaluation", evaluate)]
@@ -184,8 +183,8 @@ class Loop:
                 self.context.stop.wait(1.0)
         self.accelerator.wait_for_everyone()
         if main:
-            if stage.name in ("sft", "reward", "baseline_sft"):  # PPO's are read again in the next round
-                shutil.rmtree(self.folder.checkpoints / (f"{stage.name}-{stage.round}" if stage.round else stage.name), ignore_errors=True)
+            # Those of one training through all rounds have no number behind their name: the next round reads them again.
+            shutil.rmtree(self.folder.checkpoints / (f"{stage.name}-{stage.round}" if stage.round else stage.name), ignore_errors=True)
             self.context.timings.append(
                 {
                     "stage": stage.name, "round": stage.round, "step": 0, "seconds": round(time.monotonic() - started, 3),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from humanward.data import iter_texts, text_windows
@@ -12,20 +11,23 @@ from humanward.data.batches import epoch_order, index_order
 from humanward.data.demonstrations import Demonstration, demonstrations
 from humanward.feedback import Snapshot, answer_questions
 from humanward.maths.schedules import labels_required
-from humanward.models import Policy, RewardModel, ValueNetwork, check_compiler, load_causal_lm
+from humanward.models import Policy, RewardModel, check_compiler, load_causal_lm
 from humanward.models.loading import resolve
 from humanward.records import Comparison, Label, Prompt, Question, Response, read_jsonl, write_jsonl
 from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
+from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
 from humanward.storage import generator, write_json
-from humanward.trainers import PPOTrainer, RewardTrainer, SFTTrainer, Surroundings, choices, train
+from humanward.trainers import RewardTrainer, SFTTrainer, choices, train
 from humanward.trainers.questions import best_responses, is_right
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
 
 QUESTIONS_AT_ONCE = 256
+VALIDATION = "validation.json"
+"""How right a round's model was on its validation questions; beside the model."""
 
 
 def check_inputs(context: Context) -> None:
@@ -79,19 +81,23 @@ def supervised_rows(context: Context) -> Iterator[Demonstration]:
 
 
 def questions_of_round(context: Context, round: int) -> int:
-    """New questions to ask before PPO goes on in this round: the schedule's, less those asked before."""
-    labels, episodes = context.config.labels, context.config.ppo.episodes
-    required = [
-        labels_required(first_step(context, r) * context.config.ppo.batch_size, episodes, labels.initial, labels.total)
-        for r in (round - 1, round)
-    ]
+    """New questions to ask before the tuning goes on in this round: the schedule's, less those asked before."""
+    labels = context.config.labels
+    required = [labels_required(*progress_before(context.config, r), labels.initial, labels.total) for r in (round - 1, round)]
     return required[1] - (required[0] if round > 1 else 0)
 
 
-def first_step(context: Context, round: int) -> int:
-    """The step of PPO at which a round begins; the rounds share the steps evenly."""
-    total = context.config.ppo.episodes // context.config.ppo.batch_size
-    return total * (round - 1) // context.config.labels.rounds
+def progress_before(config: LoopConfig, round: int) -> tuple[int, int]:
+    """How much of the tuning is done before a round, of how much: episodes, or rounds where each is a training of its own."""
+    if config.steps is None:
+        return round - 1, config.labels.rounds
+    return first_step(config, round) * config.tuning.batch_size, config.tuning.episodes
+
+
+def first_step(config: LoopConfig, round: int) -> int:
+    """The step at which a round of the one training begins; the rounds share the steps evenly."""
+    assert config.steps is not None
+    return config.steps * (round - 1) // config.labels.rounds
 
 
 def ask(context: Context, round: int, output: Path) -> None:
@@ -180,12 +186,17 @@ def given_labels(context: Context) -> tuple[list[Question], list[Label]]:
     return read_labels(context.config.labeler.removeprefix("labels:"), context.task)
 
 
-def comparisons(context: Context, round: int) -> tuple[list[Comparison], list[Comparison]]:
-    """(training, validation) of a round: a round's own validation questions are held out, those of earlier rounds are trained on."""
+def comparisons(context: Context, round: int, *, only_new: bool = False) -> tuple[list[Comparison], list[Comparison]]:
+    """(training, validation) of a round: a round's own validation questions are held out, those of earlier rounds are trained on, unless
+    it is to have ``only_new`` ones.
+    """
     snapshot = Snapshot.load(context.path / f"rounds/{round}/labels/snapshot.jsonl")
     held_out = {q.id for q in snapshot.questions if q.split == "validation" and q.round == round}
+    earlier = {q.id for q in snapshot.questions if only_new and q.round < round}
     both: tuple[list[Comparison], list[Comparison]] = ([], [])
     for comparison in snapshot.comparisons():
+        if comparison.question_id in earlier:
+            continue
         both[comparison.question_id in held_out].append(context.task.tokenized(comparison))
     return both
 
@@ -213,43 +224,15 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
     train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
     if context.accelerator.is_main_process:
         trainer.reward_model.save(output)
-        chosen_responses = choices(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64) if validation else []
-        marks = [is_right(c, choice) for choice, c in zip(chosen_responses, validation, strict=True)]
-        right = [mark for mark in marks if mark is not None]  # a tie of all tells nothing
-        write_json(output / "validation.json", {"round": round, "questions": len(right), "correct": sum(right), "labels": len(training)})
+        chosen = choices(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64) if validation else []
+        write_accuracy(output, round, chosen, validation, len(training))
 
 
-def tune(context: Context, round: int, output: Path) -> None:
-    """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
-    config = context.config
-    of_its_own = config.ppo.value_network == "reward_model"
-    policy = context.optimized(context.policy(context.reference_folder, value_head=not of_its_own))
-    reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
-    trainer = PPOTrainer(
-        policy, reference, context.optimized(context.reward_model(round), trained=False),
-        [p.tokens for p in context.prompts("training")], config.ppo, task=context.task, seed=context.seed("ppo"),
-        accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
-        value_network=context.optimized(ValueNetwork.from_reward_model(context.reward_model(1))) if of_its_own else None,
-    )  # fmt: skip
-    around = context.surroundings("ppo")
-    make_up_for_lost_rounds(context, trainer, around, round)
-    train(trainer, around, stage="ppo", round=round, until=first_step(context, round + 1))
-    save(context, policy, output)
-
-
-def make_up_for_lost_rounds(context: Context, trainer: PPOTrainer, around: Surroundings, round: int) -> None:
-    """Do again what no whole checkpoint holds of the rounds before, each against its own reward model."""
-    assert around.checkpoints is not None
-    newest = around.checkpoints.latest(before=first_step(context, round + 1) + 1)
-    reached = newest.step if newest is not None else 0
-    this_rounds = trainer.reward
-    # Their rows are in the log already.
-    quietly = replace(around, log=None, alarms=None, tell=lambda _: None)
-    for earlier in range(1, round):
-        if reached < first_step(context, earlier + 1):
-            trainer.reward = context.optimized(context.reward_model(earlier), trained=False)
-            train(trainer, quietly, stage="ppo", round=earlier, until=first_step(context, earlier + 1))
-    trainer.reward = this_rounds
+def write_accuracy(output: Path, round: int, chosen: Sequence[int], validation: Sequence[Comparison], labels: int) -> None:
+    """Into validation.json: how often the choices are those of the labelers, on questions that nothing was trained on."""
+    marks = [is_right(c, choice) for choice, c in zip(chosen, validation, strict=True)]
+    right = [mark for mark in marks if mark is not None]  # a tie of all tells nothing
+    write_json(output / VALIDATION, {"round": round, "questions": len(right), "correct": sum(right), "labels": labels})
 
 
 def baseline(context: Context, round: int, output: Path) -> None:
@@ -269,7 +252,7 @@ def export(context: Context, round: int, output: Path) -> None:
     """The tuned policy as an ordinary Hugging Face folder."""
     last = context.path / f"rounds/{context.config.labels.rounds}/policy"
     for file in sorted(last.iterdir()):
-        if file.name not in ("manifest.json", "value_head.safetensors"):
+        if file.name not in ("manifest.json", "value_head.safetensors", VALIDATION):
             shutil.copyfile(file, output / file.name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .dpo import DPOConfig, DPOTrainer
+from .implicit import implicit_choices
 from .loaded_reward import load_reward
 from .ppo import PPOConfig, PPOTrainer
 from .responses import respond
@@ -30,6 +31,7 @@ __all__ = [
     "TextReward",
     "Trainer",
     "choices",
+    "implicit_choices",
     "load_reward",
     "respond",
     "score_episodes",

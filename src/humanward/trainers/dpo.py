@@ -113,6 +113,9 @@ class DPOConfig(Config):
             self.losses, {"beta": self.beta, **options}, divergence(self.divergence, self.divergence_alpha), self.ld_alpha, self.wpo
         )
 
+    def unread(self) -> frozenset[str]:
+        return frozenset(option for option in ("beta", *OPTIONS) if not self.objective.reads(option))
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         """An option that nothing reads is a mistake, and is named with what would read it."""
@@ -120,8 +123,8 @@ class DPOConfig(Config):
         if unknown or not self.losses:
             raise ValueError(f"unknown loss {', '.join(unknown) or '(none)'}; it must be one of {', '.join(LOSSES)}")
         chosen, names = [LOSSES[name] for name in self.losses], ", ".join(self.losses)
-        for option in ("beta", *OPTIONS):
-            if option in self.model_fields_set and getattr(self, option) is not None and not any(option in x.options for x in chosen):
+        for option in sorted(self.unread() & self.model_fields_set):
+            if getattr(self, option) is not None:
                 readers = [name for name, loss in LOSSES.items() if option in loss.options]
                 raise ValueError(f"loss {names} does not read {option}; leave it out, or use {', '.join(readers)}")
         if self.label_smoothing == 0 and "exo_pair" in self.losses:

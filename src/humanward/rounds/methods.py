@@ -1,0 +1,78 @@
+"""How a round tunes the policy: one small function per method, and the table of them.
+
+A method that is added here needs its settings in ``LoopConfig``, its line in ``config.SECTIONS``, its name among those of
+``LoopConfig.method``, and what it is called in a report (``report.sections.parts``) and on the command line (``cli.stages``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from humanward.models import RewardModel, ValueNetwork
+from humanward.rounds.context import Context
+from humanward.rounds.stages import comparisons, first_step, save, write_accuracy
+from humanward.trainers import DPOTrainer, PPOTrainer, Surroundings, Trainer, implicit_choices, train
+
+Method = Callable[[Context, int, Path], None]
+"""Writes the policy of a round into a folder."""
+
+
+class AgainstReward(Trainer, Protocol):
+    """A trainer that is told by a reward model how well it does; every round has another."""
+
+    reward: RewardModel
+
+
+def ppo(context: Context, round: int, output: Path) -> None:
+    """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
+    config = context.config
+    of_its_own = config.ppo.value_network == "reward_model"
+    policy = context.optimized(context.policy(context.reference_folder, value_head=not of_its_own))
+    reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
+    trainer = PPOTrainer(
+        policy, reference, context.optimized(context.reward_model(round), trained=False),
+        [p.tokens for p in context.prompts("training")], config.ppo, task=context.task, seed=context.seed("ppo"),
+        accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
+        value_network=context.optimized(ValueNetwork.from_reward_model(context.reward_model(1))) if of_its_own else None,
+    )  # fmt: skip
+    around = context.surroundings("ppo")
+    make_up_for_lost_rounds(context, trainer, around, round)
+    train(trainer, around, stage="ppo", round=round, until=first_step(config, round + 1))
+    save(context, policy, output)
+
+
+def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, around: Surroundings, round: int) -> None:
+    """Do again what no whole checkpoint holds of the rounds before, each against its own reward model."""
+    assert around.checkpoints is not None
+    config = context.config
+    newest = around.checkpoints.latest(before=first_step(config, round + 1) + 1)
+    reached = newest.step if newest is not None else 0
+    this_rounds = trainer.reward
+    # Their rows are in the log already.
+    quietly = replace(around, log=None, alarms=None, tell=lambda _: None)
+    for earlier in range(1, round):
+        if reached < first_step(config, earlier + 1):
+            trainer.reward = context.optimized(context.reward_model(earlier), trained=False)
+            train(trainer, quietly, stage=config.method, round=earlier, until=first_step(config, earlier + 1))
+    trainer.reward = this_rounds
+
+
+def dpo(context: Context, round: int, output: Path) -> None:
+    """A training on labels, from the policy that wrote the round's responses."""
+    settings = context.config.dpo
+    training, validation = comparisons(context, round, only_new=settings.round_labels == "new")
+    policy = context.optimized(context.policy(context.policy_before(round)))
+    trainer = DPOTrainer(
+        policy, context.held_to(round), training, settings, seed=context.seed("dpo", round), accelerator=context.accelerator
+    )
+    train(trainer, context.surroundings(f"dpo-{round}"), stage="dpo", round=round)
+    if context.accelerator.is_main_process:
+        choices = implicit_choices(trainer.policy, context.held_to(round), validation, trainer.objective)
+        write_accuracy(output, round, choices, validation, len(training))
+    save(context, policy, output)
+
+
+METHODS: dict[str, Method] = {"ppo": ppo, "dpo": dpo}
