@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 
 from humanward.errors import RunError, UserError
 from humanward.feedback import ScoreLabeler, Store, answer_questions
+from humanward.feedback.kinds import KINDS
+from humanward.feedback.labelers import ANSWERS
 from humanward.records import Label, Question
 
 Ask = Callable[..., Question]
@@ -28,6 +31,33 @@ def test_the_highest_score_wins(ask: Ask) -> None:
     assert labeler.answer(ask(0, k=2, kind="pair")) == 1
     assert labeler.answer(ask(0, k=3, kind="ranking")) == [2, 1, 0]
     assert ScoreLabeler("flat", flat).answer(ask(0, k=2, kind="pair")) == "tie"
+
+
+def test_a_score_answers_every_kind_of_question(ask: Ask) -> None:
+    def halves(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [0.5 * k for k in range(len(responses))]
+
+    assert set(ANSWERS) == set(KINDS)
+    labeler = ScoreLabeler("score", halves)
+    assert labeler.answer(ask(0, k=1, kind="rating")) == 5.0  # the middle of 1 to 9 at a score of 0
+    assert ScoreLabeler("score", lambda p, r: [0.75]).answer(ask(0, k=1, kind="rating")) == 6.5  # 5 + 2 * 0.75
+    assert ScoreLabeler("score", lambda p, r: [-40.0]).answer(ask(0, k=1, kind="rating")) == 1.0
+    assert labeler.answer(ask(0, k=2, kind="difference")) == -1.0  # 2 * (0 - 0.5)
+    assert ScoreLabeler("score", lambda p, r: [9.0, 0.0]).answer(ask(0, k=2, kind="difference")) == 4.0
+    first, second = labeler.answer(ask(0, k=2, kind="soft"))
+    assert second / first == pytest.approx(math.exp(0.5))
+    assert first + second == pytest.approx(1, abs=1e-12)
+    for kind, K in (("rating", 1), ("difference", 2), ("soft", 3)):
+        question = ask(0, k=K, kind=kind)
+        assert KINDS[kind].check_answer(question, labeler.answer(question)) == labeler.answer(question)
+
+
+def test_noisy_ratings_are_uniform(ask: Ask) -> None:
+    ratings = ScoreLabeler("noisy", flat, noise=1.0).answer_many([ask(number, k=1, kind="rating") for number in range(2000)])
+    # Uniform on [1, 9]: mean 5, deviation 8 / sqrt(12) = 2.309, of the mean 2.309 / sqrt(2000) = 0.0516.
+    assert abs(sum(ratings) / 2000 - 5) < 4 * 0.0516
+    assert min(ratings) < 1.1
+    assert max(ratings) > 8.9
 
 
 def test_noise_is_a_uniform_answer_at_its_rate(ask: Ask) -> None:
@@ -61,8 +91,6 @@ def test_bad_scores_are_one_line(ask: Ask) -> None:
     ):
         with pytest.raises(RunError, match=message):
             ScoreLabeler("bad", score).answer(ask(0))
-    with pytest.raises(UserError, match="question q0: a score answers best_of_k, pair, ranking, not rating"):
-        ScoreLabeler("score", flat).answer(ask(0, k=1, kind="rating"))
 
 
 def team() -> list[ScoreLabeler]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from humanward.errors import UserError
-from humanward.feedback.kinds import TIE
+from humanward.feedback.kinds import DIFFERENCE_RANGE, RATING_RANGE, TIE
 from humanward.feedback.scores import Score, score_responses
 from humanward.feedback.store import Answer, Assignment, Store
 from humanward.records import Label, Question, content_id
 
 BATCH = 64
 """Questions leased, answered and recorded together."""
+POINTS_PER_SCORE = 2.0
+"""Of a rating or a difference: the nine points span four units of a score, about what normalised scores span."""
 
 
 class Labeler(Protocol):
@@ -37,7 +40,7 @@ class ScoreLabeler:
     """Prefers the response with the highest score; with probability ``noise`` it answers uniformly at random instead.
 
     No state: what it answers depends on the question, its name and its seed alone. Equal scores are settled by lot, or are ties where the
-    kind has ties. It answers best_of_k, pair and ranking.
+    kind has ties. ``ANSWERS`` has what it says to questions of each kind.
     """
 
     def __init__(self, name: str, score: Score, noise: float = 0.0, seed: int = 0) -> None:
@@ -58,11 +61,9 @@ class ScoreLabeler:
         return [self._answer(question, [next(scores) for _ in question.responses]) for question in questions]
 
     def _answer(self, question: Question, scores: list[float]) -> Any:
-        if question.kind not in ANSWERS:
-            raise UserError(f"labeler {self.name}: question {question.id}: a score answers {', '.join(ANSWERS)}, not {question.kind}")
         lots = [self._uniform(question, index) for index in range(len(scores))]
         if self._uniform(question, "noise") < self.noise:
-            scores = lots
+            scores = [4 * lot - 2 for lot in lots]  # from end to end of a rating's scale
         return ANSWERS[question.kind](scores, lots)
 
     def _uniform(self, question: Question, purpose: int | str) -> float:
@@ -87,10 +88,31 @@ def ranks_by_score(scores: Sequence[float], lots: Sequence[float]) -> list[int]:
     return [order.index(score) for score in scores]
 
 
+def soft_by_score(scores: Sequence[float], lots: Sequence[float]) -> list[float]:
+    """Softmax of the scores: the probability that each is chosen (Bradley and Terry 1952, for K responses Luce 1959)."""
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def rating_by_score(scores: Sequence[float], lots: Sequence[float]) -> float:
+    """The middle of the scale for a score of 0, and two points for every unit of it."""
+    least, most = RATING_RANGE
+    return min(max((least + most) / 2 + POINTS_PER_SCORE * scores[0], least), most)
+
+
+def difference_by_score(scores: Sequence[float], lots: Sequence[float]) -> float:
+    """Two points for every unit by which the first score is larger."""
+    least, most = DIFFERENCE_RANGE
+    return min(max(POINTS_PER_SCORE * (scores[0] - scores[1]), least), most)
+
+
 ANSWERS: dict[str, Callable[[Sequence[float], Sequence[float]], Any]] = {
     "best_of_k": best_by_score,
     "pair": pair_by_score,
     "ranking": ranks_by_score,
+    "soft": soft_by_score,
+    "rating": rating_by_score,
+    "difference": difference_by_score,
 }
 
 

@@ -181,7 +181,7 @@ def frontier(
 def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Every round's reward model, explicit or implicit, on the same held-out questions: K fresh samples of the reference each."""
     assert context.score is not None
-    K = context.config.labels.responses_per_question
+    K = compared(context)
     count = context.config.evaluation.questions
     asked = [prompts[i % len(prompts)] for i in range(count)]
     questions: list[Comparison] = []
@@ -211,6 +211,11 @@ def round_choices(context: Context, round: int, questions: Sequence[Comparison])
     return implicit_choices(policy, context.held_to(round), questions, context.config.dpo.objective)
 
 
+def compared(context: Context) -> int:
+    """Responses among which a reward model chooses when it is measured: K, or two where each is rated alone."""
+    return max(context.config.labels.responses_per_question, 2)
+
+
 def measured_reward_models(context: Context) -> list[dict[str, Any]]:
     """Every round's reward model on the round's own validation questions, as the labelers answered them; it had not seen them."""
     rows: list[dict[str, Any]] = []
@@ -219,8 +224,7 @@ def measured_reward_models(context: Context) -> list[dict[str, Any]]:
         found = read_json(context.path / f"rounds/{number}/{model}/validation.json")
         if found["questions"]:
             correct = [i < found["correct"] for i in range(found["questions"])]
-            K = context.config.labels.responses_per_question
-            rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
+            rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=compared(context))))
     return rows
 
 

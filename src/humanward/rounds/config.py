@@ -10,10 +10,13 @@ from humanward.config import Config
 from humanward.data import TaskConfig
 from humanward.models import DType
 from humanward.trainers import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from humanward.trainers.questions import DIRECT_KINDS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SECTIONS: dict[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
 """Sections that each method reads besides those of every run, its own last. A round fits a reward model where ``reward`` is among them."""
+SHOWN = {"pair": 2, "rating": 1, "difference": 2}
+"""Responses that a question shows, for the kinds that leave no choice."""
 
 
 class LabelsConfig(Config):
@@ -26,11 +29,12 @@ class LabelsConfig(Config):
     rounds: PositiveInt = 2
     """How often questions are asked, evenly spread over the tuning: each time a new reward model is fitted to all labels so far, or a
     method without one goes on with them. 1: offline."""
-    responses_per_question: Annotated[int, Field(ge=2, le=9)] = 4
+    responses_per_question: Annotated[int, Field(ge=1, le=9)] = 4
     """K: the labeler picks the best of so many."""
-    kind: Literal["best_of_k", "pair", "ranking", "soft"] = "best_of_k"
+    kind: Literal["best_of_k", "pair", "ranking", "soft", "rating", "difference"] = "best_of_k"
     """What is asked: the best of K; the better of two, or a tie (``pair``); an order of K, ties allowed (``ranking``); how probable it is
-    that each is the best (``soft``)."""
+    that each is the best (``soft``); how good a response is, 1 to 9, shown alone (``rating``, K = 1); how much better the first of two is,
+    -4 to 4 (``difference``)."""
     instructions: str | None = None
     """What people are asked to do: a text, or a .txt or .md file of it. Every label keeps the version that was shown; a file may be changed
     while a run waits, and people then see the new version first. null: one sentence that belongs to ``kind``."""
@@ -58,8 +62,11 @@ class LabelsConfig(Config):
             raise ValueError(f"total {self.total} is less than initial {self.initial}; raise it")
         if int(self.initial * self.validation_share) >= self.initial:
             raise ValueError("validation_share leaves no questions to train on; lower it")
-        if self.kind == "pair" and self.responses_per_question != 2:
-            raise ValueError(f"kind pair shows 2 responses, not {self.responses_per_question}; set responses_per_question to 2")
+        shown, K = SHOWN.get(self.kind), self.responses_per_question
+        if shown is not None and shown != K:
+            raise ValueError(f"kind {self.kind} shows {shown} response{'s'[: shown - 1]}, not {K}; set responses_per_question to {shown}")
+        if shown is None and K < 2:
+            raise ValueError(f"kind {self.kind} compares responses, and there is one; set responses_per_question to 2 or more")
         if self.gold is not None and self.kind not in ("best_of_k", "pair"):
             raise ValueError(f"gold questions have one best response; that is no known answer to kind {self.kind}; set gold to null")
         return self
@@ -179,6 +186,9 @@ class LoopConfig(Config):
                 f"labels.rounds {self.labels.rounds} is more than the {self.steps} steps of {self.method}; raise {self.method}.episodes "
                 "or lower it"
             )
+        if not self.fits_reward and self.labels.kind not in DIRECT_KINDS:
+            known = ", ".join(kind for kind in DIRECT_KINDS if kind != "binary")
+            raise ValueError(f"method {self.method} learns nothing from labels.kind {self.labels.kind}; choose {known}, or method ppo")
         if self.evaluation.frontier_prompts > self.evaluation.prompts:
             raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
         return self

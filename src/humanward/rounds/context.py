@@ -19,7 +19,6 @@ from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
-from humanward.feedback.labelers import ANSWERS
 from humanward.models import TYPES, Policy, RewardModel, ValueNetwork, context_length, fingerprint, sample_responses, with_options
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
@@ -228,7 +227,5 @@ def check_settings(config: LoopConfig) -> None:
     name, colon, _ = config.labeler.partition(":")
     if config.labeler != "people" and not (name in ("score", "labels", "own") and colon):
         raise UserError(f"labeler: {config.labeler!r}: expected people, score:SPEC (for example score:positive) or labels:FILE")
-    if name == "score" and config.labels.kind not in ANSWERS:
-        raise UserError(f"labels.kind: a score answers {', '.join(ANSWERS)}, not {config.labels.kind}; choose one, or labeler=people")
     if config.sft is not None and config.sft.texts is None:
         raise UserError("sft.texts: not set; give texts to fine-tune on, or turn the stage off with sft=null")

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from humanward.models import RewardModel, ValueNetwork
+from humanward.models import RewardEnsemble, RewardModel, ValueNetwork
 from humanward.rounds.context import Context
 from humanward.rounds.stages import comparisons, first_step, save, write_accuracy
-from humanward.trainers import DPOTrainer, PPOTrainer, Surroundings, Trainer, implicit_choices, train
+from humanward.trainers import DPOTrainer, PPOTrainer, Score, Surroundings, Trainer, implicit_choices, train
+from humanward.trainers.questions import right_marks
 
 Method = Callable[[Context, int, Path], None]
 """Writes the policy of a round into a folder."""
@@ -23,7 +24,7 @@ Method = Callable[[Context, int, Path], None]
 class AgainstReward(Trainer, Protocol):
     """A trainer that is told by a reward model how well it does; every round has another."""
 
-    reward: RewardModel
+    reward: Score | RewardModel | RewardEnsemble
 
 
 def ppo(context: Context, round: int, output: Path) -> None:
@@ -71,7 +72,7 @@ def dpo(context: Context, round: int, output: Path) -> None:
     train(trainer, context.surroundings(f"dpo-{round}"), stage="dpo", round=round)
     if context.accelerator.is_main_process:
         choices = implicit_choices(trainer.policy, context.held_to(round), validation, trainer.objective)
-        write_accuracy(output, round, choices, validation, len(training))
+        write_accuracy(output, round, right_marks(validation, choices), len(training))
     save(context, policy, output)
 
 

@@ -14,10 +14,11 @@ from humanward.maths.statistics import wilson_interval
 from humanward.models import RewardModel, load_causal_lm
 from humanward.models.loading import resolve
 from humanward.records import Comparison
+from humanward.rounds.assessment import compared
 from humanward.rounds.context import Context
 from humanward.storage import MetricsLog, RunFolder, generator, write_json
-from humanward.trainers import RewardTrainer, Surroundings, choices, train
-from humanward.trainers.questions import best_responses, is_right
+from humanward.trainers import RewardTrainer, Surroundings, agreements, train
+from humanward.trainers.questions import best_responses
 
 HELD_OUT = 0.25
 """Share of the questions that a repetition measures on; another quarter each time."""
@@ -75,7 +76,7 @@ def by_question(snapshot: Snapshot) -> list[list[Comparison]]:
     """The labels of each question that some response is better in; a question is held out or trained on as a whole."""
     found: dict[str, list[Comparison]] = {}
     for comparison in snapshot.comparisons():
-        if len(best_responses(comparison)) < len(comparison.responses):
+        if comparison.kind == "rating" or len(best_responses(comparison)) < len(comparison.responses):
             found.setdefault(comparison.question_id, []).append(comparison)
     return list(found.values())
 
@@ -102,8 +103,8 @@ def measure(
     )  # fmt: skip
     train(trainer, Surroundings(stop=context.stop), stage="reward-curve")
     rows = [label for question in held_out for label in question]
-    chosen = choices(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64)
-    return sum(bool(is_right(row, choice)) for choice, row in zip(chosen, rows, strict=True)), len(rows)
+    right = agreements(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64)
+    return sum(right), len(right)
 
 
 def summary(context: Context, rows: Sequence[dict[str, Any]], snapshot: Snapshot, questions: int) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def summary(context: Context, rows: Sequence[dict[str, Any]], snapshot: Snapshot
         # careful: the repetitions' held-out parts overlap, so the interval is that of one repetition, about the mean of all.
         low, high = wilson_interval(right / len(mine), round(trials / len(mine)))
         points.append({"questions": size, "accuracy": right / trials, "low": low, "high": high, "repeats": len(mine)})
-    K = context.config.labels.responses_per_question
+    K = compared(context)
     return {
         "snapshot": snapshot.sha256, "labels": len(snapshot.labels), "questions": questions, "chance": 1 / K, "points": points,
         "curve": law._asdict(), "forecasts": [f._asdict() for f in ahead], "confidence": 0.9,

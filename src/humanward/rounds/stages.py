@@ -20,8 +20,8 @@ from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
 from humanward.storage import generator, write_json
-from humanward.trainers import RewardTrainer, SFTTrainer, choices, train
-from humanward.trainers.questions import best_responses, is_right
+from humanward.trainers import RewardTrainer, SFTTrainer, agreements, train
+from humanward.trainers.questions import best_responses
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
 
@@ -135,10 +135,10 @@ def question_responses(
 ) -> list[tuple[Response, ...]]:
     """K truncated responses per prompt."""
     K = context.config.labels.responses_per_question
-    from_reference = K // 2
+    # Of questions with one response, every other one is the reference's.
+    from_reference = [(K // 2 or (start + i) % 2) if split == "validation" else 0 for i, split in enumerate(splits)]
     rows: list[list[Response]] = [[] for _ in prompts]
-    shares = [(policy, "policy", [K - from_reference if split == "validation" else K for split in splits])]
-    shares.append((reference, "reference", [from_reference if split == "validation" else 0 for split in splits]))
+    shares = [(policy, "policy", [K - count for count in from_reference]), (reference, "reference", from_reference)]
     for model, source, counts in shares:
         name = weights_hash(model) if any(counts) else ""
         for k in sorted(set(counts) - {0}):
@@ -224,14 +224,12 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
     train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
     if context.accelerator.is_main_process:
         trainer.reward_model.save(output)
-        chosen = choices(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64) if validation else []
-        write_accuracy(output, round, chosen, validation, len(training))
+        right = agreements(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64)
+        write_accuracy(output, round, right, len(training))
 
 
-def write_accuracy(output: Path, round: int, chosen: Sequence[int], validation: Sequence[Comparison], labels: int) -> None:
-    """Into validation.json: how often the choices are those of the labelers, on questions that nothing was trained on."""
-    marks = [is_right(c, choice) for choice, c in zip(chosen, validation, strict=True)]
-    right = [mark for mark in marks if mark is not None]  # a tie of all tells nothing
+def write_accuracy(output: Path, round: int, right: Sequence[bool], labels: int) -> None:
+    """Into validation.json: how often a model prefers what the labelers do, on questions that nothing was trained on."""
     write_json(output / VALIDATION, {"round": round, "questions": len(right), "correct": sum(right), "labels": labels})
 
 
@@ -240,12 +238,21 @@ def baseline(context: Context, round: int, output: Path) -> None:
     settings = context.config.baseline_sft
     assert settings is not None
     training, validation = comparisons(context, context.config.labels.rounds)
-    chosen = [(c.prompt, c.responses[best[0]]) for c in training + validation if len(best := best_responses(c)) == 1]
+    chosen = chosen_responses(training + validation)
     rows = [Demonstration(prompt.tokens, response.tokens, prompt.id) for prompt, response in chosen if response.tokens]
     policy = context.optimized(context.policy(context.reference_folder))
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed("baseline_sft"), accelerator=context.accelerator)
     train(trainer, context.surroundings("baseline_sft"), stage="baseline_sft")
     save(context, policy, output)
+
+
+def chosen_responses(labels: Sequence[Comparison]) -> list[tuple[Prompt, Response]]:
+    """What the labels put first, with its prompt; of ratings, what lies above their mean."""
+    if labels[0].kind == "rating":
+        ratings = [float(c.target) for c in labels]  # pyright: ignore[reportArgumentType]
+        mean = sum(ratings) / len(ratings)
+        return [(c.prompt, c.responses[0]) for c, rating in zip(labels, ratings, strict=True) if rating > mean]
+    return [(c.prompt, c.responses[best[0]]) for c in labels if len(best := best_responses(c)) == 1]
 
 
 def export(context: Context, round: int, output: Path) -> None:

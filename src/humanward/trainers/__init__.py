@@ -7,7 +7,7 @@ from .implicit import implicit_choices
 from .loaded_reward import load_reward
 from .ppo import PPOConfig, PPOTrainer
 from .responses import respond
-from .reward import RewardConfig, RewardTrainer, choices
+from .reward import RewardConfig, RewardTrainer, agreements, choices
 from .reward_ensemble import EnsembleTrainer
 from .run import Progress, Surroundings, Trainer, train
 from .scoring import Episodes, Score, Scores, TextReward, score_episodes
@@ -30,6 +30,7 @@ __all__ = [
     "Surroundings",
     "TextReward",
     "Trainer",
+    "agreements",
     "choices",
     "implicit_choices",
     "load_reward",

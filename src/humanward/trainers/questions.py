@@ -94,6 +94,12 @@ def is_right(comparison: Comparison, choice: int) -> bool | None:
     return None if len(best) == len(comparison.responses) else choice in best
 
 
+def right_marks(comparisons: Sequence[Comparison], choices: Sequence[int]) -> list[bool]:
+    """``is_right`` of the labels that prefer something."""
+    marks = [is_right(c, choice) for c, choice in zip(comparisons, choices, strict=True)]
+    return [mark for mark in marks if mark is not None]
+
+
 def tokens_of(comparison: Comparison) -> int:
     """Of the prompt and all responses."""
     return len(comparison.prompt.tokens) + sum(len(response.tokens) for response in comparison.responses)

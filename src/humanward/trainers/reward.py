@@ -20,7 +20,7 @@ from humanward.models.policy import disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.label_losses import GRADED, LOSSES_OF_KIND, LossName, loss_for, without_labeler_noise
-from humanward.trainers.questions import Questions, check_questions, collate, tokens_of
+from humanward.trainers.questions import Questions, check_questions, collate, right_marks, tokens_of
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over_processes, with_prefix, without_prefix
 
@@ -240,13 +240,35 @@ def label_moments(comparisons: Sequence[Comparison]) -> tuple[float, float] | No
 
 
 @torch.no_grad()
-def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
-    """Which response of each question the reward model scores highest."""
+def scores_of(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[list[float]]:
+    """The scores of each question's responses."""
     reward_model.eval()
-    chosen = [0] * len(comparisons)
+    scores: list[list[float]] = [[] for _ in comparisons]
     for rows in length_sorted_batches([tokens_of(c) for c in comparisons], batch_size):
         q = collate([comparisons[i] for i in rows], reward_model.pad_id, reward_model.device)
-        best = reward_model(q.prompts, q.prompt_mask, q.responses, q.response_mask).argmax(1).tolist()
-        for row, choice in zip(rows, best, strict=True):
-            chosen[row] = choice
-    return chosen
+        found = reward_model(q.prompts, q.prompt_mask, q.responses, q.response_mask).tolist()
+        for row, values in zip(rows, found, strict=True):
+            scores[row] = values
+    return scores
+
+
+def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
+    """Which response of each question the reward model scores highest."""
+    return [values.index(max(values)) for values in scores_of(reward_model, comparisons, batch_size=batch_size)]
+
+
+def agreements(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[bool]:
+    """Whether the reward model prefers what the labels prefer, a mark for each that prefers something; chance is 1 / K.
+
+    Ratings prefer nothing alone. They are taken two by two, each in one pair only so that the marks are independent, and the higher score
+    should have the higher rating; chance is 1 / 2.
+    """
+    scores = scores_of(reward_model, comparisons, batch_size=batch_size)
+    if comparisons and comparisons[0].kind == "rating":
+        ratings = [float(c.target) for c in comparisons]  # pyright: ignore[reportArgumentType]
+        return [
+            (scores[i][0] > scores[i + 1][0]) == (ratings[i] > ratings[i + 1])
+            for i in range(0, len(ratings) - 1, 2)
+            if ratings[i] != ratings[i + 1]
+        ]
+    return right_marks(comparisons, [values.index(max(values)) for values in scores])

@@ -34,6 +34,15 @@ IMPORTANT = {
     "ppo.clip_range": "clip range of the policy ratio",
     "evaluation.prompts": "fresh prompts for evaluation",
 }
+SAID = {
+    "best_of_k": "said which one is best",
+    "pair": "said which of the two is better",
+    "ranking": "put them in order",
+    "soft": "said how likely each is to be the best",
+    "rating": "rated it from 1 to 9",
+    "difference": "said how much better one is than the other",
+}
+"""What a labeler did, by the kind of label."""
 
 
 def labeler_words(run: Run) -> tuple[str, bool]:
@@ -54,17 +63,19 @@ def asked(run: Run) -> list[str]:
         return []
     labeler, known_score = labeler_words(run)
     responses = settings.get("labels.responses_per_question", "several")
+    wrote = f"{'one response' if responses == '1' else f'{responses} responses'} to each of many prompts"
+    said = SAID.get(settings.get("labels.kind", ""), SAID["best_of_k"])
     sentences = [f"Make the language model {settings.get('model', '(not recorded)')} write what {labeler} prefers."]
     given, rounds = labels_table(run)[0], settings.get("labels.rounds")
     total = settings.get("labels.total") if given is None else str(given)
-    ask = f"The model wrote {responses} responses to each of many prompts, and the labeler said which one is best"
+    ask = f"The model wrote {wrote}, and the labeler {said}"
     sentences.append(f"{ask}: {_counted(total)} labels in {_rounds(rounds)}." if total else f"{ask}.")
-    sentences.append("A reward model learned to predict those choices, and PPO tuned the policy to raise its score,")
+    sentences.append("A reward model learned to predict those answers, and PPO tuned the policy to raise its score,")
     target = settings.get("ppo.kl_target", "none")
     held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
     sentences[-1] += f" {held} KL divergence from the model it started as."
     if labeler == "people":
-        sentences[1] = sentences[1].replace("and the labeler said", "and people said, without knowing who wrote what,")
+        sentences[1] = sentences[1].replace("and the labeler ", "and people, without knowing who wrote what, ")
         sentences[0] = sentences[0].replace("what people prefers", "what people prefer")
     if known_score:
         sentences.append("The labeler is a program with a known score, not a person: the result can be checked against the truth.")
