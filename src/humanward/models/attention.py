@@ -6,7 +6,8 @@ without padding, and only the attention has to know which of them belong togethe
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,13 +17,22 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "humanward"
+SHORT = 256
+"""Tokens of a question below which, on a CPU, one kernel call for many even rows is faster than a call for each question."""
+
+
+class Scoring(NamedTuple):
+    """How a layer makes weights of queries and keys."""
+
+    scaling: float | None
+    dropout: float
+    softcap: float | None
+    window: int | None
+    """A token sees so many, itself included; None: all before it."""
 
 
 class Packing:
-    """A stream of tokens: prompt 1, its responses 1 to K, prompt 2, ...; and the rows that attention works on.
-
-    A row is [prompt | response 1 | ... | response K], each part as wide as the widest of its kind and filled from the left. With K = 1 the
-    response follows its prompt at once, so that the row is an ordinary causal one.
+    """A stream of tokens, prompt 1, its responses 1 to K, prompt 2, ...; and how attention works on it.
 
     Args:
         prompt_mask: True = real token.
@@ -30,35 +40,74 @@ class Packing:
     """
 
     def __init__(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B K R"]) -> None:
-        B, K, _ = response_mask.shape
-        device = prompt_mask.device
         mask = torch.cat([prompt_mask, response_mask.flatten(1)], dim=1)
-        self.prompt_lengths: Int[Tensor, " B"] = prompt_mask.sum(1)
-        response_lengths = response_mask.sum(2)
+        prompt_lengths, response_lengths = prompt_mask.sum(1), response_mask.sum(2)
         in_prompt, in_response = prompt_mask.cumsum(1) - 1, response_mask.cumsum(2) - 1
-        behind = self.prompt_lengths[:, None, None] + in_response
-        if K == 1:
-            self.K, self.prompt_width, self.response_width = 0, int(mask.sum(1).max()), 0
-            seats = behind
-        else:
-            self.K, self.prompt_width, self.response_width = K, int(self.prompt_lengths.max()), int(response_lengths.max())
-            seats = self.prompt_width + self.response_width * torch.arange(K, device=device)[:, None] + in_response
-        self.widths = [self.prompt_width] + [self.response_width] * self.K
-        self.width = sum(self.widths)
-        rows = torch.arange(B, device=device)[:, None] * self.width
+        behind = prompt_lengths[:, None, None] + in_response
         self.real: Int[Tensor, " N"] = mask.flatten().nonzero().squeeze(1)
         """The places of the padded [B, P + K * R] that the stream is made of."""
         self.positions: Int[Tensor, " N"] = torch.cat([in_prompt, behind.flatten(1)], dim=1).flatten()[self.real]
-        self.seats: Int[Tensor, " N"] = (rows + torch.cat([in_prompt, seats.flatten(1)], dim=1)).flatten()[self.real]
+        if in_rows(prompt_lengths, response_lengths):
+            self.layout: Rows | Pieces = Rows(self.real, in_prompt, in_response, prompt_lengths, response_lengths)
+        else:
+            self.layout = Pieces(self.positions, prompt_lengths.tolist(), response_lengths.tolist())
+
+
+def in_rows(prompt_lengths: Int[Tensor, " B"], response_lengths: Int[Tensor, "B K"]) -> bool:
+    """Whether ``Rows`` are faster than ``Pieces``; the result is the same."""
+    if prompt_lengths.device.type != "cpu":
+        return True
+    even = bool((prompt_lengths == prompt_lengths[0]).all() and (response_lengths == response_lengths[0, 0]).all())
+    return even and int(prompt_lengths[0] + response_lengths[0].sum()) < SHORT
+
+
+class Rows:
+    """Attention over rows, one kernel call for the same part of all of them: for a GPU, and for short rows without padding.
+
+    A row is [prompt | response 1 | ... | response K], each part as wide as the widest of its kind and filled from the left. With K = 1 the
+    response follows its prompt at once, so that the row is an ordinary causal one.
+    """
+
+    def __init__(
+        self, real: Int[Tensor, " N"], in_prompt: Int[Tensor, "B P"], in_response: Int[Tensor, "B K R"],
+        prompt_lengths: Int[Tensor, " B"], response_lengths: Int[Tensor, "B K"],
+    ) -> None:  # fmt: skip
+        B, K = response_lengths.shape
+        self.count, self.prompt_lengths = B, prompt_lengths
+        if K == 1:
+            self.K, self.prompt_width, self.response_width = 0, int((prompt_lengths + response_lengths[:, 0]).max()), 0
+            seats = prompt_lengths[:, None, None] + in_response
+        else:
+            self.K, self.prompt_width, self.response_width = K, int(prompt_lengths.max()), int(response_lengths.max())
+            seats = self.prompt_width + self.response_width * torch.arange(K, device=real.device)[:, None] + in_response
+        self.widths = [self.prompt_width] + [self.response_width] * self.K
+        self.width = sum(self.widths)
+        rows = torch.arange(B, device=real.device)[:, None] * self.width
+        self.seats: Int[Tensor, " N"] = (rows + torch.cat([in_prompt, seats.flatten(1)], dim=1)).flatten()[real]
         """Where each token of the stream sits in the flat rows, [B * width]."""
-        self.rows = B
         self.full = len(self.seats) == B * self.width
         self._masks: dict[tuple[str, int | None], Tensor | None] = {}
 
+    def attend(
+        self, query: Float[Tensor, "1 H N D"], key: Float[Tensor, "1 H N D"], value: Float[Tensor, "1 H N D"], scoring: Scoring
+    ) -> Float[Tensor, "1 N H D"]:
+        q, k, v = (self.to_rows(x[0].transpose(0, 1)) for x in (query, key, value))
+        mask = self.mask("prompt", scoring.window)
+        if self.K == 0:
+            return self.to_stream(attend(q, k, v, mask, mask is None, scoring))[None]
+        # careful: not slices, whose gradients would each fill a whole row.
+        (prompt_q, *own_q), (prompt_k, *own_k), (prompt_v, *own_v) = (x.split(self.widths, dim=2) for x in (q, k, v))
+        parts = [attend(prompt_q, prompt_k, prompt_v, mask, mask is None, scoring)] if self.prompt_width else [prompt_q]
+        mask = self.mask("response", scoring.window)
+        for one_q, one_k, one_v in zip(own_q, own_k, own_v, strict=True):
+            keys, values = torch.cat([prompt_k, one_k], dim=2), torch.cat([prompt_v, one_v], dim=2)
+            parts.append(attend(one_q, keys, values, mask, False, scoring))
+        return self.to_stream(torch.cat(parts, dim=2))[None]
+
     def to_rows(self, x: Float[Tensor, "N H D"]) -> Float[Tensor, "B H L D"]:
         """Zeros where a row has padding."""
-        flat = x if self.full else x.new_zeros(self.rows * self.width, *x.shape[1:]).index_copy(0, self.seats, x)
-        return flat.unflatten(0, (self.rows, self.width)).transpose(1, 2)
+        flat = x if self.full else x.new_zeros(self.count * self.width, *x.shape[1:]).index_copy(0, self.seats, x)
+        return flat.unflatten(0, (self.count, self.width)).transpose(1, 2)
 
     def to_stream(self, rows: Float[Tensor, "B H L D"]) -> Float[Tensor, "N H D"]:
         flat = rows.transpose(1, 2).flatten(0, 1)
@@ -78,7 +127,7 @@ class Packing:
         own = torch.arange(self.response_width, device=self.seats.device)
         lengths = self.prompt_lengths[:, None, None]
         prompt = (columns < lengths).expand(-1, self.response_width, -1)
-        earlier = (own <= own[:, None]).expand(self.rows, -1, -1)
+        earlier = (own <= own[:, None]).expand(self.count, -1, -1)
         if window is not None:
             prompt = prompt & (lengths + own[:, None] - columns < window)
             earlier = earlier & (own[:, None] - own < window)
@@ -89,6 +138,55 @@ class Packing:
         if (part, window) not in self._masks:
             self._masks[part, window] = (self.prompt_sees if part == "prompt" else self.response_sees)(window)
         return self._masks[part, window]
+
+
+class Pieces:
+    """Attention question by question: kernel calls for each, but nothing is padded or moved. For a CPU.
+
+    Of each question its prompt attends causally; then all its responses together attend to the prompt and, each, to itself. One response
+    alone is one causal piece with its prompt.
+    """
+
+    def __init__(self, positions: Int[Tensor, " N"], prompts: list[int], responses: list[list[int]]) -> None:
+        self.positions, self.responses = positions, responses
+        self.totals = [prompt + sum(each) for prompt, each in zip(prompts, responses, strict=True)]
+        self.causal = self.totals if len(responses[0]) == 1 else prompts
+        """Tokens that lead each question and attend to all before them."""
+        self.sizes = [size for total, lead in zip(self.totals, self.causal, strict=True) for size in (lead, total - lead)]
+        self._masks: dict[int | None, list[tuple[Tensor | None, Tensor | None]]] = {}
+
+    def attend(
+        self, query: Float[Tensor, "1 H N D"], key: Float[Tensor, "1 H N D"], value: Float[Tensor, "1 H N D"], scoring: Scoring
+    ) -> Float[Tensor, "1 N H D"]:
+        queries = iter(query.split(self.sizes, dim=2))
+        keys, values = (x.split(self.totals, dim=2) for x in (key, value))
+        parts: list[Tensor] = []
+        for k, v, lead, masks in zip(keys, values, self.causal, self.masks(scoring.window), strict=True):
+            first, rest = next(queries), next(queries)
+            if lead:
+                parts.append(attend(first, k[:, :, :lead], v[:, :, :lead], masks[0], masks[0] is None, scoring))
+            if rest.shape[2]:
+                parts.append(attend(rest, k, v, masks[1], False, scoring))
+        return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+
+    def masks(self, window: int | None) -> list[tuple[Tensor | None, Tensor | None]]:
+        """For each question what its first tokens see, None: all before and themselves, and what the rest sees. Made once."""
+        if window not in self._masks:
+            begins = [0, *itertools.accumulate(self.totals)]
+            self._masks[window] = [self._seen(number, begin, window) for number, begin in enumerate(begins[:-1])]
+        return self._masks[window]
+
+    def _seen(self, number: int, begin: int, window: int | None) -> tuple[Tensor | None, Tensor | None]:
+        total, lead = self.totals[number], self.causal[number]
+        if lead == total and (window is None or window >= total):
+            return None, None
+        positions = self.positions[begin : begin + total]
+        behind = positions[:, None] - positions
+        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        sizes = [lead, *([] if lead == total else self.responses[number])]
+        owner = torch.arange(len(sizes), device=positions.device).repeat_interleave(torch.tensor(sizes, device=positions.device))
+        seen = seen & ((owner == 0) | (owner == owner[:, None]))
+        return (None if window is None or window >= lead else seen[:lead, :lead]), seen[lead:]
 
 
 def attention(
@@ -107,40 +205,29 @@ def attention(
     if packing is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
-    if packing is None:
-        causal = attention_mask is None and query.shape[2] > 1
-        out = attend(query, _heads(key, groups), _heads(value, groups), attention_mask, causal, scaling, dropout, softcap)
-        return out.transpose(1, 2).contiguous(), None
-    q, k, v = (packing.to_rows(x[0].transpose(0, 1)) for x in (query, key, value))
-    k, v = _heads(k, groups), _heads(v, groups)
-    if packing.K == 0:
-        mask = packing.mask("prompt", sliding_window)
-        return packing.to_stream(attend(q, k, v, mask, mask is None, scaling, dropout, softcap))[None], None
-    # careful: not slices, whose gradients would each fill a whole row.
-    (prompt_q, *own_q), (prompt_k, *own_k), (prompt_v, *own_v) = (x.split(packing.widths, dim=2) for x in (q, k, v))
-    mask = packing.mask("prompt", sliding_window)
-    parts = [attend(prompt_q, prompt_k, prompt_v, mask, mask is None, scaling, dropout, softcap)] if packing.prompt_width else [prompt_q]
-    mask = packing.mask("response", sliding_window)
-    for one_q, one_k, one_v in zip(own_q, own_k, own_v, strict=True):
-        keys, values = torch.cat([prompt_k, one_k], dim=2), torch.cat([prompt_v, one_v], dim=2)
-        parts.append(attend(one_q, keys, values, mask, False, scaling, dropout, softcap))
-    return packing.to_stream(torch.cat(parts, dim=2))[None], None
+    key, value, scoring = _heads(key, groups), _heads(value, groups), Scoring(scaling, dropout, softcap, sliding_window)
+    if packing is not None:
+        return packing.layout.attend(query, key, value, scoring), None
+    causal = attention_mask is None and query.shape[2] > 1
+    return attend(query, key, value, attention_mask, causal, scoring).transpose(1, 2).contiguous(), None
 
 
 def attend(
     q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H S D"], v: Float[Tensor, "B H S D"], mask: Tensor | None, causal: bool,
-    scaling: float | None, dropout: float, softcap: float | None,
+    scoring: Scoring,
 ) -> Float[Tensor, "B H Q D"]:  # fmt: skip
     """softmax(cap(q k^T * scaling)) v, where cap(s) = softcap * tanh(s / softcap). ``mask``: True = seen, or added to the scores."""
-    if softcap is None and not _slow_when_fused(q):
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling)
+    if scoring.softcap is None and not _slow_when_fused(q):
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=scoring.dropout, is_causal=causal, scale=scoring.scaling
+        )
     if not causal:
-        return _attend_step_by_step(q, k, v, mask, scaling, dropout, softcap)
+        return _attend_step_by_step(q, k, v, mask, scoring)
     parts: list[Tensor] = []
     for rows in q.split(BLOCK, dim=2):  # what lies above the diagonal is not computed
         seen = min(sum(part.shape[2] for part in parts) + rows.shape[2], k.shape[2])
         own = torch.ones(rows.shape[2], seen, dtype=torch.bool, device=q.device).tril(seen - rows.shape[2])
-        parts.append(_attend_step_by_step(rows, k[:, :, :seen], v[:, :, :seen], own, scaling, dropout, softcap))
+        parts.append(_attend_step_by_step(rows, k[:, :, :seen], v[:, :, :seen], own, scoring))
     return torch.cat(parts, dim=2)
 
 
@@ -153,9 +240,8 @@ def _slow_when_fused(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.element_size() == 2 and torch.is_grad_enabled() and q.requires_grad
 
 
-def _attend_step_by_step(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, dropout: float, softcap: float | None
-) -> Float[Tensor, "B H Q D"]:
+def _attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Float[Tensor, "B H Q D"]:
+    scaling, dropout, softcap, _ = scoring
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
