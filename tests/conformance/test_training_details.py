@@ -130,7 +130,7 @@ def test_end_of_text_does_not_end_a_response() -> None:
 def test_every_episode_has_a_seed_of_its_own() -> None:
     """N details, general 6: one prompt sampled twice, in a step or in another, gives different responses; a step again the same."""
     trainer = ppo_trainer(task=TaskConfig(prompt_start=None, prompt_end=None, truncate_token=None, response_length=12))
-    trainer.prompts = [(4,)]
+    trainer.rollouts.prompts = [(4,)]
     first, second, again = (trainer.sample_rollout(index).responses for index in (0, 1, 0))
     assert len({tuple(row) for row in torch.cat([first, second]).tolist()}) == 32
     assert torch.equal(first, again)

@@ -20,8 +20,8 @@ from humanward.trainers import Surroundings, train
 from humanward.trainers import label_losses as reward_room
 from humanward.trainers import ppo as ppo_room
 from humanward.trainers import sft as sft_room
+from humanward.trainers.diagnostics import repetition
 from humanward.trainers.guards import Watch
-from humanward.trainers.ppo import repetition
 
 WELL = {
     "grad_norm": 1.0, "value_loss": 0.1, "kl": 3.0, "response_length": 12.0, "entropy": 2.0, "missing_truncation": 0.1, "repetition": 0.1,

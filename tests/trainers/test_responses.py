@@ -53,7 +53,7 @@ def test_the_trainer_takes_texts_and_needs_no_task(stories: Policy) -> None:
 
     config = PPOConfig(episodes=8, batch_size=8, ppo_epochs=1)
     trainer = PPOTrainer(stories, stories.frozen_copy(), score, ["Once upon a time", "The cat"], config)
-    assert [stories.tokenizer.decode(row) for row in trainer.prompts] == ["<s> Once upon a time", "<s> The cat"]
+    assert [stories.tokenizer.decode(row) for row in trainer.rollouts.prompts] == ["<s> Once upon a time", "<s> The cat"]
     trainer.step(0)
     # What a labeler reads has no beginning-of-text token.
     assert set(asked) == {" Once upon a time", " The cat"}

@@ -49,7 +49,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(problems: ModuleType, tmp_path: Pa
     assert Checkpoints(tmp_path / "parts" / "checkpoints").steps() == [until]
     second = problems.MAKERS[name](policy_seed=9, dtype=dtype)
     if name == "ppo":
-        second.reference = problems.ppo(dtype=dtype).reference
+        second.rollouts.reference = problems.ppo(dtype=dtype).reference
     assert len(train(second, surroundings(tmp_path / "parts"))) == second.total_steps - until
     assert_same(second, tmp_path / "parts", expected)
 

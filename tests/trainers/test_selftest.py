@@ -10,7 +10,7 @@ from torch import Tensor
 
 from humanward.errors import RunError
 from humanward.models import sampling
-from humanward.trainers import label_losses, ppo, reward, scoring, selftest
+from humanward.trainers import label_losses, ppo, reward, rollout, scoring, selftest
 from humanward.trainers.questions import Questions
 
 
@@ -63,9 +63,9 @@ def test_a_flipped_kl_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_swapped_policy_and_reference_in_the_kl_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = ppo.PPOTrainer.sample_rollout
 
-    def swapped(self: ppo.PPOTrainer, index: int) -> ppo.Rollout:
-        rollout = sample(self, index)
-        return dataclasses.replace(rollout, reference_logprobs=2 * rollout.logprobs - rollout.reference_logprobs)
+    def swapped(self: ppo.PPOTrainer, index: int) -> rollout.Rollout:
+        right = sample(self, index)
+        return dataclasses.replace(right, reference_logprobs=2 * right.logprobs - right.reference_logprobs)
 
     monkeypatch.setattr(ppo.PPOTrainer, "sample_rollout", swapped)
     with pytest.raises(RunError, match="self-test: the KL between two different policies is not positive"):
@@ -129,16 +129,16 @@ def test_a_sampler_without_temperature_is_caught(monkeypatch: pytest.MonkeyPatch
 
 def test_a_reference_without_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The KL between a policy and itself would be positive, and PPO would be paid for a sharper distribution."""
-    logprobs = ppo.PPOTrainer.logprobs
+    logprobs = rollout.RolloutSampler.logprobs
 
-    def at_one(self: ppo.PPOTrainer, policy: selftest.Policy, *args: Tensor) -> Tensor:
+    def at_one(self: rollout.RolloutSampler, policy: selftest.Policy, *args: Tensor) -> Tensor:
         right, self.sampling = self.sampling, dataclasses.replace(self.sampling, temperature=1.0)
         try:
             return logprobs(self, policy, *args)
         finally:
             self.sampling = right
 
-    monkeypatch.setattr(ppo.PPOTrainer, "logprobs", at_one)
+    monkeypatch.setattr(rollout.RolloutSampler, "logprobs", at_one)
     with pytest.raises(RunError, match="self-test: log-probabilities of the reference are not those at the task's temperature"):
         selftest.self_test()
 

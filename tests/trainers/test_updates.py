@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from humanward.errors import RunError
-from humanward.trainers import label_losses, ppo, questions, sft
+from humanward.trainers import label_losses, ppo, questions, rollout, sft
 from humanward.trainers.guards import TrainingError
 from humanward.trainers.objective import Objective
 from humanward.trainers.updates import Updater, load_weights, weights
@@ -46,7 +46,7 @@ def test_updates_move_the_weights(problems: ModuleType, name: str) -> None:
     assert len(moved) > 8
 
 
-@pytest.mark.parametrize(("name", "room"), [("sft", sft), ("reward", questions), ("ppo", ppo), ("dpo", questions)])
+@pytest.mark.parametrize(("name", "room"), [("sft", sft), ("reward", questions), ("ppo", rollout), ("dpo", questions)])
 def test_pads_do_not_change_the_update(problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, room: ModuleType) -> None:
     make = problems.MAKERS[name]
     expected = problems.trained(make())
@@ -70,11 +70,11 @@ def test_pads_do_not_change_the_update(problems: ModuleType, monkeypatch: pytest
 def test_pads_behind_a_response_do_not_change_a_ppo_update(problems: ModuleType) -> None:
     def updated(extra: int) -> dict[str, Tensor]:
         trainer = problems.ppo()
-        rollout = trainer.sample_rollout(0)
+        sampled = trainer.sample_rollout(0)
         pad = {"response_mask": False, "responses": 4, "logprobs": -3.0, "values": 5.0, "reference_logprobs": math.nan}
-        wide = {name: nn.functional.pad(getattr(rollout, name), (0, extra), value=value) for name, value in pad.items()}
+        wide = {name: nn.functional.pad(getattr(sampled, name), (0, extra), value=value) for name, value in pad.items()}
         rewards = nn.functional.pad(torch.linspace(-1, 1, 48).view(16, 3), (0, extra), value=9.0)
-        trainer.update(trainer.advantages(ppo.Rollout(rollout.prompts, rollout.prompt_mask, **wide), rewards))
+        trainer.update(trainer.advantages(rollout.Rollout(sampled.prompts, sampled.prompt_mask, **wide), rewards))
         return {name: tensor.clone() for name, tensor in trainer.tensors().items()}
 
     assert difference(updated(0), updated(3)) < 1e-6

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from humanward.config import Config
 from humanward.data import Task
-from humanward.data.batches import epoch_order, index_order, left_pad
+from humanward.data.batches import epoch_order
 from humanward.errors import UserError
 from humanward.maths.advantages import gae
 from humanward.maths.kl import adapted_kl_coef
 from humanward.maths.masks import add_at_last_token, masked_mean
-from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
+from humanward.maths.policy_losses import ppo_clip_loss
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
-from humanward.models import Policy, RewardEnsemble, RewardModel, ValueNetwork, check_context, sample_responses
+from humanward.models import Policy, RewardEnsemble, RewardModel, ValueNetwork
 from humanward.models.policy import ResponseOutputs, disable_dropout
 from humanward.storage import derive_seed
-from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
-from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
-from humanward.trainers.updates import Updater, gather_rows, micro_batches, my_rows, with_prefix, without_prefix
+from humanward.trainers.diagnostics import combined, explained_variance, mean_of, ratio_metrics, rollout_metrics
+from humanward.trainers.responses import plain_task
+from humanward.trainers.rollout import Rollout, RolloutSampler
+from humanward.trainers.scoring import Score, Scores
+from humanward.trainers.updates import Updater, gather_rows, my_rows, with_prefix, without_prefix
 
 
 class PPOConfig(Config):
@@ -98,22 +100,6 @@ class PPOConfig(Config):
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """The global batch of one step, on every process: who said what with which probability."""
-
-    prompts: Int[Tensor, "B P"]
-    prompt_mask: Bool[Tensor, "B P"]
-    responses: Int[Tensor, "B R"]
-    response_mask: Bool[Tensor, "B R"]
-    logprobs: Float[Tensor, "B R"]
-    values: Float[Tensor, "B R"]
-    reference_logprobs: Float[Tensor, "B R"]
-
-    def rows(self, index: Tensor) -> Rollout:
-        return Rollout(*(getattr(self, f.name)[index] for f in fields(self)))
-
-
-@dataclass(frozen=True)
 class Minibatch:
     """Rows of a rollout with what their update needs."""
 
@@ -162,23 +148,19 @@ class PPOTrainer:
         config: PPOConfig, *, task: Task | None = None, seed: int = 0, accelerator: Accelerator | None = None,
         true_score: Score | None = None, check: Callable[[], None] | None = None, value_network: ValueNetwork | None = None,
     ) -> None:  # fmt: skip
-        if not prompts:
-            raise UserError("no prompts to tune on; the task's rule may have skipped them all")
         if (policy.value_head is None) == (value_network is None):
             raise UserError("PPO needs a value head, Policy.load(…, value_head=True), or a value network; one of them")
         self.accelerator = accelerator or Accelerator()
         my_rows(self.accelerator, config.batch_size // config.minibatches)  # every process must have its share of every update
-        self.policy, self.reference = policy.to(self.accelerator.device), reference.to(self.accelerator.device)
+        self.policy = policy.to(self.accelerator.device)
+        self.task, self.config, self.seed = task or plain_task(policy), config, seed
         self.reward, self.true_score = reward, true_score
+        self.rollouts = RolloutSampler(
+            self.policy, reference.to(self.accelerator.device), prompts, self.task, self.accelerator, prompts_per_step=config.batch_size,
+            seed=seed, stream="ppo", micro_batch_tokens=config.micro_batch_tokens, check=check,
+        )  # fmt: skip
         if isinstance(reward, RewardModel | RewardEnsemble):
-            reward.to(self.accelerator.device).eval()
-        self.task = task or plain_task(policy)
-        self.prompts, self.config, self.seed, self.check = prompt_ids(self.task, prompts), config, seed, check
-        for one in (policy, reference, *([reward] if isinstance(reward, RewardModel | RewardEnsemble) else [])):
-            check_context(one.model, max(map(len, self.prompts)), self.task.config.response_length, what="PPO")
-        self.sampling = sampling_settings(self.task, whole=not self.task.config.train_on_truncated)
-        keep_eos = self.sampling.stop_at_eos
-        self.suppressed = policy.suppressed_tokens(keep_eos=keep_eos) if self.sampling.suppress_special_tokens else None
+            self.rollouts.check_context(reward.to(self.accelerator.device).eval().model)
         self.total_steps = config.episodes // config.batch_size
         self.kl_coef = config.kl_coef
         self.actor_critic = ActorCritic(self.policy, None if value_network is None else value_network.to(self.accelerator.device))
@@ -216,61 +198,34 @@ class PPOTrainer:
                 minibatch = self.advantages(rollout.rows(rows), rewards[rows])
                 updates.append(self.update(minibatch))
 
-        metrics = self.metrics(rollout, scores, kl, updates, (index + 1) * c.batch_size)
+        metrics = {"episodes": float((index + 1) * c.batch_size)} | self.metrics(rollout, scores, kl, rewards, updates)
         if c.kl_target is not None and math.isfinite(metrics["kl"]):
             self.kl_coef = adapted_kl_coef(
                 self.kl_coef, metrics["kl"], kl_target=c.kl_target, batch_size=c.batch_size, horizon=c.kl_horizon, clip=c.kl_clip
             )
         return metrics
 
-    @torch.no_grad()
     def sample_rollout(self, index: int) -> Rollout:
-        """New episodes for step ``index``, each with a seed of its own; every process samples its share and all get the whole."""
-        B = self.config.batch_size
-        batch = [self.prompts[i] for i in index_order(self.seed, index * B, B, len(self.prompts))]
-        prompts, prompt_mask = (x.to(self.accelerator.device) for x in left_pad(batch, self.policy.pad_id))
-        mine = my_rows(self.accelerator, B)
-        seeds = [derive_seed(self.seed, "ppo episode", index, row) for row in range(B)]
-        samples = sample_responses(self.policy, prompts[mine], prompt_mask[mine], self.sampling, seeds=seeds[mine], check=self.check)
-        responses, mask = samples.responses[:, 0], samples.response_mask[:, 0]
-        reference = self.logprobs(self.reference, prompts[mine], prompt_mask[mine], responses, mask)
-        values = self.values(prompts[mine], prompt_mask[mine], responses, mask) if samples.values is None else samples.values[:, 0]
-        parts = (responses, mask, samples.logprobs[:, 0], values, reference)
-        return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))
+        """New episodes for step ``index``, with the values of their states."""
+        rollout = self.rollouts.sample(index)
+        if self.actor_critic.value_network is None:
+            return rollout
+        own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
+        return replace(rollout, values=gather_rows(self.accelerator, self.values(own)))
 
-    def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
-        logprobs = torch.zeros(responses.shape, device=responses.device)
-        for rows in self.micro_batches(prompt_mask, mask):
-            outputs = policy(
-                prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
-                suppressed=self.suppressed,
-            )  # fmt: skip
-            logprobs[rows] = outputs.logprobs
-        return logprobs
-
-    def values(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
+    @torch.no_grad()
+    def values(self, rollout: Rollout) -> Float[Tensor, "B R"]:
         """Of the value network; a value head's come from the sampler."""
         network = self.actor_critic.value_network
         assert network is not None
-        values = torch.zeros(responses.shape, device=responses.device)
-        for rows in self.micro_batches(prompt_mask, mask):
-            values[rows] = network(prompts[rows], prompt_mask[rows], responses[rows], mask[rows])
+        r, values = rollout, torch.zeros(rollout.responses.shape, device=rollout.responses.device)
+        for rows in self.rollouts.micro_batches(r.prompt_mask, r.response_mask):
+            values[rows] = network(r.prompts[rows], r.prompt_mask[rows], r.responses[rows], r.response_mask[rows])
         return values
 
-    def micro_batches(self, prompt_mask: Tensor, response_mask: Tensor) -> list[Tensor]:
-        """Rows that share a forward."""
-        lengths = (prompt_mask.sum(1) + response_mask.sum(1)).tolist()
-        return [
-            torch.tensor(rows, device=prompt_mask.device)
-            for rows in micro_batches(lengths, self.config.micro_batch_tokens, self.accelerator.device)
-        ]
-
     def score(self, rollout: Rollout, reward: Score | RewardModel | RewardEnsemble, *, fixed_score: bool = True) -> Scores:
-        """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
-        mine = my_rows(self.accelerator, len(rollout.prompts))
-        own = Episodes(rollout.prompts[mine], rollout.prompt_mask[mine], rollout.responses[mine], rollout.response_mask[mine])
-        scores = score_episodes(self.task, reward, own, fixed_score=fixed_score)
-        return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)))
+        """r(x, y) of the truncated responses."""
+        return self.rollouts.score(rollout, reward, fixed_score=fixed_score)
 
     def minibatch_rows(self, index: int, epoch: int) -> Iterator[Tensor]:
         order = epoch_order(derive_seed(self.seed, "ppo minibatches", index), epoch, self.config.batch_size)
@@ -298,43 +253,43 @@ class PPOTrainer:
         def loss(module: nn.Module, part: Minibatch) -> Tensor:
             r, mask = part.rollout, part.rollout.response_mask
             outputs = module(
-                r.prompts, r.prompt_mask, r.responses, mask, temperature=self.sampling.temperature, suppressed=self.suppressed,
-                want_entropy=True,
+                r.prompts, r.prompt_mask, r.responses, mask, temperature=self.rollouts.sampling.temperature,
+                suppressed=self.rollouts.suppressed, want_entropy=True,
             )  # fmt: skip
             policy_loss = ppo_clip_loss(outputs.logprobs, r.logprobs, part.advantages, clip_range=c.clip_range)
             value_loss = clipped_value_loss(outputs.values, r.values, part.returns, value_clip_range=c.value_clip_range)
+            losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": outputs.entropy}
             share = mask.sum() / tokens
-            seen.append(update_metrics(outputs, part, policy_loss, value_loss, c.clip_range, share))
+            seen.append(
+                {name: share * masked_mean(x.detach(), mask) for name, x in losses.items()}
+                | ratio_metrics(outputs.logprobs, r.logprobs, part.advantages, mask, clip_range=c.clip_range, share=share)
+            )
             return share * masked_mean(policy_loss + c.value_coef * value_loss, mask)
 
-        micro = [own.rows(rows) for rows in self.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
+        micro = [own.rows(rows) for rows in self.rollouts.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
         step = self.updater.update(micro, loss, what="PPO", batch=own.tensors)
         return step | combined(seen, self.accelerator)
 
-    def metrics(self, rollout: Rollout, scores: Scores, kl: Tensor, updates: list[dict[str, float]], episodes: int) -> dict[str, float]:
+    def metrics(
+        self, rollout: Rollout, scores: Scores, kl: Float[Tensor, "B R"], rewards: Float[Tensor, "B R"], updates: list[dict[str, float]]
+    ) -> dict[str, float]:
         """What is logged of a step. KL in nats per response; losses are means over the step's updates."""
-        mean = {name: sum(u[name] for u in updates) / len(updates) for name in updates[0]}
-        sequence_kl = kl.sum(1)
-        metrics = {
-            "episodes": float(episodes),
-            "score": float(scores.scores.mean()),
-            "kl": float(sequence_kl.mean()),
-            "kl_coef": self.kl_coef,
-            "penalized_score": float((scores.scores - self.kl_coef * sequence_kl).mean()),
-            "entropy": mean["entropy"],
-            "response_length": float(scores.scored_mask.sum(1).float().mean()),
-            "repetition": float(repetition(rollout.responses, scores.scored_mask).mean()),
-            "missing_truncation": float((~scores.found).float().mean()),
+        metrics = rollout_metrics(rollout, scores, kl, self.kl_coef) | {"kl_coef": self.kl_coef}
+        metrics |= mean_of(updates, "entropy", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")
+        metrics |= {
             "ratio_max": max(u["ratio_max"] for u in updates),
             "first_ratio_error": updates[0]["ratio_error"],
-            "explained_variance": explained_variance(rollout, scores, kl, self.kl_coef),
+            "explained_variance": explained_variance(rollout.values, rewards, rollout.response_mask),
             "lr": updates[-1]["lr"],
+            "skipped": sum(u["skipped"] for u in updates),
         }
-        metrics["skipped"] = sum(u["skipped"] for u in updates)
-        metrics |= {name: mean[name] for name in ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")}
         if self.true_score is not None:
             metrics["true_score"] = float(self.score(rollout, self.true_score, fixed_score=False).scores.mean())
         return metrics
+
+    @property
+    def reference(self) -> Policy:
+        return self.rollouts.reference
 
     @property
     def kl_limit(self) -> float | None:
@@ -351,49 +306,3 @@ class PPOTrainer:
         self.updater.load_weights({name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")})
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
         self.kl_coef = float(state["kl_coef"])
-
-
-@torch.no_grad()
-def update_metrics(
-    outputs: Any, part: Minibatch, policy_loss: Tensor, value_loss: Tensor, clip_range: float, share: Tensor
-) -> dict[str, Tensor]:
-    """Parts of one update's metrics: means weighted by ``share``, the micro-batch's part of the global minibatch; maxima as they are."""
-    r, mask = part.rollout, part.rollout.response_mask
-    ratio = torch.exp(outputs.logprobs - r.logprobs).where(mask, 1)
-    return {
-        "policy_loss": share * masked_mean(policy_loss, mask),
-        "value_loss": share * masked_mean(value_loss, mask),
-        "entropy": share * masked_mean(outputs.entropy, mask),
-        "approx_kl": share * approx_kl(outputs.logprobs, r.logprobs, mask),
-        "clip_fraction": share * clip_fraction(outputs.logprobs, r.logprobs, part.advantages, mask, clip_range=clip_range),
-        "ratio_max": ratio.max(),
-        "ratio_error": (ratio - 1).abs().max(),
-    }
-
-
-def combined(parts: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """The parts of all micro-batches and processes as one: sums, and maxima of the names that begin with ``ratio``."""
-    result: dict[str, float] = {}
-    for name in parts[0]:
-        largest = name.startswith("ratio")
-        own = torch.stack([part[name] for part in parts])
-        # careful: processes may have cut their shares into different numbers of parts.
-        all_of_it = gather_rows(accelerator, own.amax(0, keepdim=True) if largest else own.sum(0, keepdim=True))
-        result[name] = float(all_of_it.max() if largest else all_of_it.sum())
-    return result
-
-
-def repetition(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, " B"]:
-    """Share of a response's tokens that stand in it before; 0 for an empty one."""
-    same = (responses[:, :, None] == responses[:, None, :]) & mask[:, None, :]
-    before = torch.tril(same, diagonal=-1).any(-1) & mask
-    return before.sum(1) / mask.sum(1).clamp(min=1)
-
-
-def explained_variance(rollout: Rollout, scores: Scores, kl: Tensor, kl_coef: float) -> float:
-    """1 - var(return - value) / var(return), over tokens, with undiscounted returns; 0 for a value head that knows nothing."""
-    mask = rollout.response_mask
-    rewards = add_at_last_token(-kl_coef * kl, scores.scores, mask)
-    returns = rewards.flip(1).cumsum(1).flip(1)[mask]
-    variance = returns.var(correction=0)
-    return float(1 - (returns - rollout.values[mask]).var(correction=0) / variance) if variance > 0 else 0.0

@@ -24,15 +24,15 @@ Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Episodes:
-    """Prompts (left-padded) with one response each (right-padded)."""
+    """Prompts (left-padded) with one response each, or K (right-padded)."""
 
     prompts: Int[Tensor, "B P"]
     prompt_mask: Bool[Tensor, "B P"]
-    responses: Int[Tensor, "B R"]
-    response_mask: Bool[Tensor, "B R"]
+    responses: Int[Tensor, "B *K R"]
+    response_mask: Bool[Tensor, "B *K R"]
 
 
-def truncated(task: Task, responses: Int[Tensor, "B R"], response_mask: Bool[Tensor, "B R"]) -> tuple[Tensor, Tensor]:
+def truncated(task: Task, responses: Int[Tensor, "*B R"], response_mask: Bool[Tensor, "*B R"]) -> tuple[Tensor, Tensor]:
     """What is scored of each response: (mask up to its end, whether it has one).
 
     Ziegler et al. 2019: cut behind the first truncate token at index >= truncate_after. A task that stops at end-of-text asks for that
@@ -44,7 +44,7 @@ def truncated(task: Task, responses: Int[Tensor, "B R"], response_mask: Bool[Ten
     if task.config.stop_at_eos:
         eos = task.tokenizer.eos_token_id
         return response_mask, ((responses == eos) & response_mask).any(-1)
-    return response_mask, torch.ones(len(responses), dtype=torch.bool, device=responses.device)
+    return response_mask, torch.ones(responses.shape[:-1], dtype=torch.bool, device=responses.device)
 
 
 def score_episodes(
@@ -56,7 +56,9 @@ def score_episodes(
         scores = _model_scores(reward, episodes, mask, rows_at_once)
     else:
         prompts = [task.prompt_text(row[keep].tolist()) for row, keep in zip(episodes.prompts, episodes.prompt_mask, strict=True)]
-        scores = call_score(reward, prompts, texts(task, episodes.responses, mask))
+        responses = texts(task, episodes.responses.flatten(0, -2), mask.flatten(0, -2))
+        repeated = [prompt for prompt in prompts for _ in range(len(responses) // len(prompts))]
+        scores = call_score(reward, repeated, responses).view(found.shape)
     scores = scores.to(episodes.responses.device)
     fixed = task.config.missing_truncation_score if fixed_score else None
     return Scores(scores if fixed is None else scores.where(found, fixed), found, mask)
@@ -64,12 +66,12 @@ def score_episodes(
 
 @dataclass(frozen=True)
 class Scores:
-    """What B responses scored."""
+    """What the responses scored."""
 
-    scores: Float[Tensor, " B"]
-    found: Bool[Tensor, " B"]
+    scores: Float[Tensor, " B *K"]
+    found: Bool[Tensor, " B *K"]
     """Whether the response reached its end; the score is the fixed one where not."""
-    scored_mask: Bool[Tensor, "B R"]
+    scored_mask: Bool[Tensor, "B *K R"]
     """The tokens that were scored."""
 
 
@@ -79,14 +81,12 @@ def texts(task: Task, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> 
 
 
 @torch.no_grad()
-def _model_scores(reward: RewardModel | RewardEnsemble, episodes: Episodes, mask: Tensor, rows_at_once: int) -> Tensor:
-    scores = [
-        reward(p, pm, r[:, None], m[:, None])[:, 0]
-        for p, pm, r, m in zip(
-            *(x.split(rows_at_once) for x in (episodes.prompts, episodes.prompt_mask, episodes.responses, mask)), strict=True
-        )
-    ]
-    return torch.cat(scores)
+def _model_scores(reward: RewardModel | RewardEnsemble, episodes: Episodes, mask: Tensor, rows_at_once: int) -> Float[Tensor, " B *K"]:
+    """Each prompt is computed once for its responses."""
+    responses, mask = (x if x.dim() == 3 else x[:, None] for x in (episodes.responses, mask))
+    parts = (x.split(max(1, rows_at_once // responses.shape[1])) for x in (episodes.prompts, episodes.prompt_mask, responses, mask))
+    scores = torch.cat([reward(*part) for part in zip(*parts, strict=True)])
+    return scores.view(episodes.responses.shape[:-1])
 
 
 def call_score(score: Score, prompts: Sequence[str], responses: Sequence[str]) -> Float[Tensor, " B"]:

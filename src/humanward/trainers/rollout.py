@@ -1,0 +1,126 @@
+"""New episodes of a step: what policy methods sample, score and put into forwards, the same for PPO and for methods on groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from humanward.data import Task
+from humanward.data.batches import index_order, left_pad
+from humanward.errors import UserError
+from humanward.models import Policy, RewardEnsemble, RewardModel, check_context, sample_responses
+from humanward.storage import derive_seed
+from humanward.trainers.responses import prompt_ids, sampling_settings
+from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
+from humanward.trainers.updates import gather_rows, micro_batches, my_rows
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The global batch of one step, on every process: who said what with which probability. One response to each prompt, or K."""
+
+    prompts: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    responses: Int[Tensor, "B *K R"]
+    response_mask: Bool[Tensor, "B *K R"]
+    logprobs: Float[Tensor, "B *K R"]
+    values: Float[Tensor, "B *K R"]
+    """Of the state before each token, score units; 0 where nothing gives values."""
+    reference_logprobs: Float[Tensor, "B *K R"]
+
+    def rows(self, index: Tensor | slice) -> Self:
+        """The prompts of ``index`` with all their responses."""
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+class RolloutSampler:
+    """Episodes of a policy on a task: each process samples and scores its share of the global batch, and all get the whole.
+
+    An episode depends on (seed, stream, step, its number in the batch) and the weights alone, so that neither the number of processes nor
+    a restart changes it.
+
+    Args:
+        policy: what is sampled from.
+        reference: where it must stay near.
+        prompts: texts, used whole; or token ids, as ``Task.prompts`` gives them.
+        task: how responses are sampled, and where they are truncated for their score.
+        prompts_per_step: B, over all processes.
+        num_responses: K responses to each prompt, which is computed once for them: tensors are [B, K, R]. None: one, and [B, R].
+        stream: names the random numbers, so that two methods of one seed draw different ones.
+        micro_batch_tokens: tokens per forward, in whole prompts with their responses; None: as many as are fast on the device.
+        check: called while sampling; may raise to stop.
+    """
+
+    def __init__(
+        self, policy: Policy, reference: Policy, prompts: Sequence[str | Sequence[int]], task: Task, accelerator: Accelerator, *,
+        prompts_per_step: int, num_responses: int | None = None, seed: int = 0, stream: str, micro_batch_tokens: int | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        if not prompts:
+            raise UserError("no prompts to tune on; the task's rule may have skipped them all")
+        self.policy, self.reference, self.task, self.accelerator = policy, reference, task, accelerator
+        self.prompts = prompt_ids(task, prompts)
+        self.prompts_per_step, self.num_responses = prompts_per_step, num_responses
+        self.seed, self.stream, self.micro_batch_tokens, self.check = seed, stream, micro_batch_tokens, check
+        for model in (policy.model, reference.model):
+            self.check_context(model)
+        self.sampling = sampling_settings(task, whole=not task.config.train_on_truncated)
+        keep_eos = self.sampling.stop_at_eos
+        self.suppressed = policy.suppressed_tokens(keep_eos=keep_eos) if self.sampling.suppress_special_tokens else None
+
+    def check_context(self, model: PreTrainedModel) -> None:
+        """Raises UserError where a model has no room for the longest prompt with its response."""
+        check_context(model, max(map(len, self.prompts)), self.task.config.response_length, what=self.stream.upper())
+
+    @torch.no_grad()
+    def sample(self, step: int) -> Rollout:
+        """The episodes of a step, each with a seed of its own."""
+        B, K = self.prompts_per_step, self.num_responses or 1
+        batch = [self.prompts[i] for i in index_order(self.seed, step * B, B, len(self.prompts))]
+        prompts, prompt_mask = (x.to(self.accelerator.device) for x in left_pad(batch, self.policy.pad_id))
+        mine = my_rows(self.accelerator, B)
+        seeds = [derive_seed(self.seed, f"{self.stream} episode", step, episode) for episode in range(B * K)]
+        samples = sample_responses(
+            self.policy, prompts[mine], prompt_mask[mine], self.sampling, seeds=seeds[mine.start * K : mine.stop * K], num_responses=K,
+            check=self.check,
+        )  # fmt: skip
+        values = torch.zeros_like(samples.logprobs) if samples.values is None else samples.values
+        drawn = (samples.responses, samples.response_mask, samples.logprobs, values)
+        responses, mask, logprobs, values = drawn if self.num_responses is not None else (x[:, 0] for x in drawn)
+        reference = self.logprobs(self.reference, prompts[mine], prompt_mask[mine], responses, mask)
+        parts = (responses, mask, logprobs, values, reference)
+        return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))
+
+    @torch.no_grad()
+    def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B *K R"]:
+        """Of given responses, under a policy that is not sampled from."""
+        logprobs = torch.zeros(responses.shape, device=responses.device)
+        for rows in self.micro_batches(prompt_mask, mask):
+            outputs = policy(
+                prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
+                suppressed=self.suppressed,
+            )  # fmt: skip
+            logprobs[rows] = outputs.logprobs
+        return logprobs
+
+    def micro_batches(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B *K R"]) -> list[Int[Tensor, " rows"]]:
+        """Prompts that share a forward, with all their responses."""
+        lengths = (prompt_mask.sum(1) + response_mask.flatten(1).sum(1)).tolist()
+        return [
+            torch.tensor(rows, device=prompt_mask.device)
+            for rows in micro_batches(lengths, self.micro_batch_tokens, self.accelerator.device)
+        ]
+
+    def score(self, rollout: Rollout, reward: Score | RewardModel | RewardEnsemble, *, fixed_score: bool = True) -> Scores:
+        """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
+        mine = my_rows(self.accelerator, len(rollout.prompts))
+        own = Episodes(rollout.prompts[mine], rollout.prompt_mask[mine], rollout.responses[mine], rollout.response_mask[mine])
+        scores = score_episodes(self.task, reward, own, fixed_score=fixed_score)
+        return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)))
