@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from humanward.maths import entropy, gather_logprobs, linear_log_collision, linear_logprobs
-from humanward.maths.logprobs import _add_product
+from humanward.maths.chunked_head import add_product
 
 N, D, V = 7, 5, 11
 SETTINGS = {
@@ -267,7 +267,7 @@ def test_the_mixed_product_is_one_that_torch_offers():
     out = torch.empty(2, 3, device="meta")
     a, b = torch.empty(2, 4, device="meta", dtype=torch.bfloat16), torch.empty(4, 3, device="meta", dtype=torch.bfloat16)
     for beta in (0.0, 1.0):
-        _add_product(out, a, b, beta=beta, alpha=2.0)
+        add_product(out, a, b, beta=beta, alpha=2.0)
     assert out.dtype == torch.float32
 
 

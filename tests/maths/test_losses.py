@@ -16,8 +16,12 @@ from humanward.maths import (
     choice_loss,
     clip_fraction,
     clipped_value_loss,
+    dual_clipped,
     pair_loss,
     ppo_clip_loss,
+    ratio_loss,
+    rollback_loss,
+    trust_region_loss,
 )
 
 ratios = torch.tensor([[0.5, 0.5, 1.0, 1.5, 1.5]], dtype=torch.float64)
@@ -162,3 +166,86 @@ def test_a_step_down_the_all_pairs_loss_orders_the_scores():
     scores = torch.zeros(1, 4, requires_grad=True)
     all_pairs_loss(scores, torch.tensor([[2, 0, 3, 1]])).sum().backward()
     assert (-scores.grad)[0].argsort(descending=True).tolist() == [1, 3, 0, 2]
+
+
+# ---- the other surrogates
+
+
+def test_rollback_by_hand():
+    # clip .2, slope .3; F(.5) = -.15 + 1.3 * .8 = .89, F(1.5) = -.45 + 1.3 * 1.2 = 1.11.
+    # Ratio .5, A 2: max(-1, -1.78) = -1. Ratio .5, A -2: max(1, 1.78) = 1.78, gradient .3 * .5 * -2 = -.3: up again.
+    # Ratio 1, A 3: -3. Ratio 1.5, A 2: max(-3, -2.22) = -2.22, gradient .3 * 1.5 * 2 = .9: down again. Ratio 1.5, A -2: max(3, 2.22) = 3.
+    logprobs = ratios.log().requires_grad_()
+    loss = rollback_loss(logprobs, torch.zeros_like(ratios), advantages, clip_range=0.2, slope=0.3)
+    assert loss[0].tolist() == pytest.approx([-1.0, 1.78, -3.0, -2.22, 3.0])
+    loss.sum().backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([-1.0, -0.3, -3.0, 0.9, 3.0])
+
+
+def test_trust_region_by_hand():
+    # Where the KL is in bounds: -A * ratio. Where it is not: -A with gradient 0, if the ratio has moved where the advantage wants it
+    # (.5 with -2, 1.5 with 2), and -A * ratio still, so that a state can come back (.5 with 2, 1.5 with -2).
+    logprobs = ratios.log().requires_grad_()
+    kl = torch.full_like(ratios, 0.03)
+    loss = trust_region_loss(logprobs, torch.zeros_like(ratios), advantages, kl, kl_limit=0.025)
+    assert loss[0].tolist() == pytest.approx([-1.0, 2.0, -3.0, -2.0, 3.0])
+    loss.sum().backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([-1.0, 0.0, -3.0, 0.0, 3.0])
+    near = trust_region_loss(ratios.log(), torch.zeros_like(ratios), advantages, 0.5 * kl, kl_limit=0.025)
+    assert near[0].tolist() == pytest.approx([-1.0, 1.0, -3.0, -3.0, 3.0])
+
+
+def test_trust_region_with_rollback_by_hand():
+    # As above, but what was stopped is pulled back with slope .05: .05 * -2 * .5 = -.05 and .05 * 2 * 1.5 = .15.
+    logprobs = ratios.log().requires_grad_()
+    loss = trust_region_loss(logprobs, torch.zeros_like(ratios), advantages, torch.full_like(ratios, 0.03), kl_limit=0.025, slope=0.05)
+    assert loss[0].tolist() == pytest.approx([-1.0, -0.05, -3.0, 0.15, 3.0])
+    loss.sum().backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([-1.0, -0.05, -3.0, 0.15, 3.0])
+
+
+def test_dual_clip_by_hand():
+    # Ratio 5, A -2: the clipped surrogate is 10, three advantages are 6. Ratio 5, A 2: clipped at 1.2, and left so.
+    far, signs = torch.tensor([[5.0, 5.0, 1.5]], dtype=torch.float64), torch.tensor([[-2.0, 2.0, -2.0]], dtype=torch.float64)
+    losses = ppo_clip_loss(far.log(), torch.zeros_like(far), signs, clip_range=0.2)
+    assert losses[0].tolist() == pytest.approx([10.0, -2.4, 3.0])
+    assert dual_clipped(losses, signs, limit=3.0)[0].tolist() == pytest.approx([6.0, -2.4, 3.0])
+
+
+SURROGATES = {
+    "ratio": ratio_loss,
+    "clip": lambda new, old, a: ppo_clip_loss(new, old, a, clip_range=0.2),
+    "rollback": lambda new, old, a: rollback_loss(new, old, a, clip_range=0.2, slope=0.3),
+    "trust region": lambda new, old, a: trust_region_loss(new, old, a, torch.full_like(new, 0.03), kl_limit=0.025),
+    "trust region, rollback": lambda new, old, a: trust_region_loss(new, old, a, torch.full_like(new, 0.03), kl_limit=0.025, slope=0.05),
+    "dual clip": lambda new, old, a: dual_clipped(ppo_clip_loss(new, old, a, clip_range=0.2), a, limit=3.0),
+}
+
+
+@pytest.mark.parametrize("loss", SURROGATES.values(), ids=SURROGATES.keys())
+def test_where_the_policies_agree_every_surrogate_has_the_same_loss_and_gradient(loss):
+    """The policy gradient: -A, downhill toward higher advantage."""
+    logprobs = torch.full_like(advantages, -1.0).requires_grad_()
+    losses = loss(logprobs, logprobs.detach().clone(), advantages)
+    losses.sum().backward()
+    assert torch.equal(losses, -advantages)
+    assert torch.equal(logprobs.grad, -advantages)
+
+
+@pytest.mark.parametrize("loss", SURROGATES.values(), ids=SURROGATES.keys())
+@settings(max_examples=25)
+@given(st.floats(-2, 2), st.floats(-3, 3).filter(lambda a: abs(a) > 1e-3))
+def test_no_surrogate_pushes_on_what_has_gone_far_enough(loss, move, advantage):
+    """Beyond every limit and moved where the advantage wants it: the gradient is 0 or points back. All but the bare ratio."""
+    new = torch.tensor([[move]], dtype=torch.float64, requires_grad=True)
+    loss(new, torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[advantage]], dtype=torch.float64)).sum().backward()
+    moved_on = abs(math.expm1(move)) > 0.2 and move * advantage > 0
+    if moved_on and loss is not ratio_loss:
+        assert float(new.grad) * advantage >= 0
+    if move * advantage < 0 and move * advantage > -3:  # it has moved the wrong way: it must come back
+        assert float(new.grad) * advantage < 0 or loss is SURROGATES["dual clip"]
+
+
+def test_a_value_loss_without_clipping_is_half_the_square_error():
+    values, returns = torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 2.0]])
+    assert clipped_value_loss(values, torch.ones_like(values), returns, value_clip_range=None)[0].tolist() == [0.5, 2.0]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         label_table,
         observed_agreement,
     )
-    from humanward.maths.kl import adapted_kl_coef, kl_estimate
+    from humanward.maths.full_kl import linear_kl
+    from humanward.maths.kl import adapted_kl_coef, doubled_or_halved_kl_coef, kl_estimate
     from humanward.maths.labeler_noise import LabelerNoise, estimate_labeler_noise
     from humanward.maths.labeler_quality import (
         LabelerFlags,
@@ -54,7 +55,15 @@ if TYPE_CHECKING:
         sft_loss,
         simpo_loss,
     )
-    from humanward.maths.policy_losses import approx_kl, clip_fraction, ppo_clip_loss
+    from humanward.maths.policy_losses import (
+        approx_kl,
+        clip_fraction,
+        dual_clipped,
+        ppo_clip_loss,
+        ratio_loss,
+        rollback_loss,
+        trust_region_loss,
+    )
     from humanward.maths.preference_losses import (
         apo_down_loss,
         apo_zero_loss,
@@ -142,9 +151,11 @@ __all__ = [
     "difference_loss",
     "discopop_loss",
     "divergence",
+    "doubled_or_halved_kl_coef",
     "dpo_choice_loss",
     "dpo_loss",
     "draw_with_propensities",
+    "dual_clipped",
     "entropy",
     "estimate_labeler_noise",
     "exo_pair_loss",
@@ -167,6 +178,7 @@ __all__ = [
     "label_table",
     "labels_required",
     "last_index",
+    "linear_kl",
     "linear_log_collision",
     "linear_logprobs",
     "linear_to_zero",
@@ -187,6 +199,7 @@ __all__ = [
     "ppo_clip_loss",
     "propensities",
     "rating_loss",
+    "ratio_loss",
     "repeat_consistency",
     "researcher_agreement",
     "response_mask_until_eos",
@@ -194,6 +207,7 @@ __all__ = [
     "reweighted_frontier",
     "reweighted_mean",
     "robust_loss",
+    "rollback_loss",
     "sft_loss",
     "sigmoid_norm_loss",
     "sign_test",
@@ -201,6 +215,7 @@ __all__ = [
     "sppo_hard_loss",
     "stopping_reason",
     "truncate_at",
+    "trust_region_loss",
     "whiten",
     "wilson_interval",
     "win_rate",
@@ -220,7 +235,8 @@ _MODULES = {
         "label_table",
         "observed_agreement",
     ),
-    "kl": ("adapted_kl_coef", "kl_estimate"),
+    "full_kl": ("linear_kl",),
+    "kl": ("adapted_kl_coef", "doubled_or_halved_kl_coef", "kl_estimate"),
     "labeler_noise": ("LabelerNoise", "estimate_labeler_noise"),
     "labeler_quality": (
         "LabelerFlags",
@@ -252,7 +268,15 @@ _MODULES = {
         "sft_loss",
         "simpo_loss",
     ),
-    "policy_losses": ("approx_kl", "clip_fraction", "ppo_clip_loss"),
+    "policy_losses": (
+        "approx_kl",
+        "clip_fraction",
+        "dual_clipped",
+        "ppo_clip_loss",
+        "ratio_loss",
+        "rollback_loss",
+        "trust_region_loss",
+    ),
     "preference_losses": (
         "apo_down_loss",
         "apo_zero_loss",

@@ -25,7 +25,10 @@ def kl_estimate(
     Args:
         logprobs: log pi of the sampled tokens.
         reference_logprobs: log rho of the same tokens.
-        estimator: k1 is unbiased and may be negative; k2 is biased, >= 0, of low variance; k3 is unbiased and >= 0.
+        estimator: k1 is unbiased and may be negative; k2 is biased, >= 0, of low variance; k3 is unbiased and >= 0. That is their value.
+            As a loss on tokens that the policy has just sampled, k1 has no gradient on average, k2 that of KL(policy || reference), k3
+            that of KL(reference || policy). As a part of the reward, k1 has that of KL(policy || reference), and k3 the difference of
+            the two, which vanishes near the reference.
 
     Returns:
         Nats per token; 0 where policy and reference agree. For logratio = log 2: k1 = 0.6931, k2 = 0.2402, k3 = 0.1931.
@@ -53,8 +56,8 @@ def adapted_kl_coef(kl_coef: float, kl: float, *, kl_target: float, batch_size: 
 
     Args:
         kl_coef: the coefficient with which the batch was trained.
-        kl: measured KL of that batch, nats per response: summed over tokens, averaged over responses.
-        kl_target: wanted KL, nats per response, > 0. A KL above it raises the coefficient.
+        kl: measured KL of that batch, nats per response as in 2019 (summed over tokens, averaged over responses), or nats per token.
+        kl_target: wanted KL in the same unit, > 0. A KL above it raises the coefficient.
         batch_size: responses in the batch, over all processes.
         horizon: responses after which a full error would have changed the coefficient by ``clip``; larger is slower.
         clip: largest relative error that counts.
@@ -69,3 +72,28 @@ def adapted_kl_coef(kl_coef: float, kl: float, *, kl_target: float, batch_size: 
         raise ValueError(f"kl_target and horizon must be positive, not {kl_target} and {horizon}")
     error = min(max(kl / kl_target - 1.0, -clip), clip)
     return kl_coef * (1.0 + error * batch_size / horizon)
+
+
+def doubled_or_halved_kl_coef(kl_coef: float, kl: float, *, kl_target: float) -> float:
+    """The next coefficient of the KL penalty toward the policy that sampled.
+
+        kl_coef / 2   where kl < kl_target / 1.5
+        kl_coef * 2   where kl > kl_target * 1.5
+        kl_coef       between
+
+    Schulman et al. 2017 (arXiv:1707.06347), section 4.
+
+    Args:
+        kl_coef: the coefficient with which the batch was trained, > 0.
+        kl: KL(sampling policy || policy) after the updates on that batch, nats per token.
+        kl_target: wanted KL per batch, in the same unit, > 0.
+
+    Returns:
+        The new coefficient. 0.2 at KL 0.02, target 0.01 becomes 0.4; at KL 0.006, 0.1.
+
+    Raises:
+        ValueError: ``kl_target`` is not positive.
+    """
+    if kl_target <= 0:
+        raise ValueError(f"kl_target must be positive, not {kl_target}")
+    return kl_coef / 2 if kl < kl_target / 1.5 else kl_coef * 2 if kl > kl_target * 1.5 else kl_coef

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Stands for -inf in the logits of suppressed tokens: its exponential is 0 as well, but 0 times it is 0 and not NaN.
-_SUPPRESSED = -1e30
+from humanward.maths.chunked_head import Gradients, HeadRule, chunk_logits, chunks, operands_of, product_dtype
 
 
 def gather_logprobs(logits: Float[Tensor, "*batch V"], tokens: Int[Tensor, "*batch"], *, temperature: float) -> Float[Tensor, "*batch"]:
@@ -96,8 +95,8 @@ def linear_logprobs(
     """
     if temperature <= 0 or chunk_rows <= 0 or (softcap is not None and softcap <= 0):
         raise ValueError(f"temperature, softcap and chunk_rows must be positive, not {temperature}, {softcap} and {chunk_rows}")
-    head = _Head(temperature, softcap, scale, suppressed, chunk_rows, want_entropy)
-    logprobs, entropies = _LinearLogprobs.apply(hidden, weight, bias, tokens, head)
+    head = HeadRule(temperature, softcap, scale, suppressed, chunk_rows)
+    logprobs, entropies = _LinearLogprobs.apply(hidden, weight, bias, tokens, head, want_entropy)
     return logprobs, entropies
 
 
@@ -122,46 +121,26 @@ def linear_log_collision(
     Returns:
         Nats, -log V to 0; -log V for equal logits.
     """
-    operands = _operands(hidden, weight, bias, _product_dtype(hidden))
-    head = _Head(temperature, softcap, scale, suppressed, chunk_rows, want_entropy=False)
+    operands = operands_of(hidden, weight, bias, product_dtype(hidden))
+    head = HeadRule(temperature, softcap, scale, suppressed, chunk_rows)
     found = hidden.new_empty(len(hidden), dtype=operands.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _chunks(len(hidden), chunk_rows):
-            z, _ = _chunk_logits(operands, rows, head)
+        for rows in chunks(len(hidden), chunk_rows):
+            z, _ = chunk_logits(operands, rows, head)
             found[rows] = (2 * z).logsumexp(dim=1) - 2 * z.logsumexp(dim=1)
     return found
 
 
-class _Head(NamedTuple):
-    """What happens to the logits after the matrix product, and how the work is cut."""
-
-    temperature: float
-    softcap: float | None
-    scale: float
-    suppressed: Tensor | None  # [V]
-    chunk_rows: int
-    want_entropy: bool
-
-
-class _Operands(NamedTuple):
-    """The tensors of the matrix products, in the type in which they are multiplied."""
-
-    hidden: Tensor  # [N, D]
-    weight: Tensor  # [V, D]
-    bias: Tensor | None  # [V]
-    dtype: torch.dtype  # of the logits
-
-
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: _Head):
-        operands = _operands(hidden, weight, bias, _product_dtype(hidden))
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: HeadRule, want_entropy: bool):
+        operands = operands_of(hidden, weight, bias, product_dtype(hidden))
         logprobs = hidden.new_empty(len(hidden), dtype=operands.dtype)
         normalisers = torch.empty_like(logprobs)
-        entropies = torch.empty_like(logprobs) if head.want_entropy else None
+        entropies = torch.empty_like(logprobs) if want_entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(len(hidden), head.chunk_rows):
-                z, _ = _chunk_logits(operands, rows, head)
+            for rows in chunks(len(hidden), head.chunk_rows):
+                z, _ = chunk_logits(operands, rows, head)
                 chosen = z.gather(1, tokens[rows, None]).squeeze(1)
                 largest = z.amax(dim=1)
                 z -= largest[:, None]
@@ -186,18 +165,15 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx: Any, logprob_grads: Tensor | None, entropy_grads: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
         head, (needs_hidden, needs_weight, needs_bias, *_) = ctx.head, ctx.needs_input_grad
-        operands = _operands(hidden, weight, bias, ctx.product_dtype)
-        hidden_grad = operands.hidden.new_empty(hidden.shape, dtype=operands.dtype) if needs_hidden else None
-        weight_grad = operands.weight.new_zeros(weight.shape, dtype=operands.dtype) if needs_weight else None
-        bias_grad = normalisers.new_zeros(len(weight)) if needs_bias else None
+        operands = operands_of(hidden, weight, bias, ctx.product_dtype)
+        gradients = Gradients(operands, head, (needs_hidden, needs_weight, needs_bias))
         if logprob_grads is None:
             logprob_grads = torch.zeros_like(normalisers)
         # A suppressed token's logit is constant.
         chosen_grads = logprob_grads if head.suppressed is None else logprob_grads.masked_fill(head.suppressed[tokens], 0)
-        factor = head.scale / head.temperature
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(len(hidden), head.chunk_rows):
-                z, slope = _chunk_logits(operands, rows, head)
+            for rows in chunks(len(hidden), head.chunk_rows):
+                z, slope = chunk_logits(operands, rows, head)
                 log_p = z.sub_(normalisers[rows, None])
                 p = log_p.exp()
                 g = logprob_grads[rows, None]
@@ -207,67 +183,8 @@ class _LinearLogprobs(torch.autograd.Function):
                     h = entropy_grads[rows, None]
                     z_grad = log_p.mul_(-h).sub_(h * entropies[rows, None] + g).mul_(p)
                 z_grad.scatter_add_(1, tokens[rows, None], chosen_grads[rows, None])
-                if slope is not None:
-                    z_grad *= slope
-                factors_grad = z_grad.to(operands.hidden.dtype)
-                if hidden_grad is not None:
-                    _add_product(hidden_grad[rows], factors_grad, operands.weight, beta=0.0, alpha=factor)
-                if weight_grad is not None:
-                    _add_product(weight_grad, factors_grad.t(), operands.hidden[rows], beta=1.0, alpha=factor)
-                if bias_grad is not None:
-                    bias_grad.add_(z_grad.sum(dim=0), alpha=factor)
-        return _like(hidden_grad, hidden), _like(weight_grad, weight), _like(bias_grad, bias), None, None
-
-
-def _chunk_logits(operands: _Operands, rows: slice, head: _Head) -> tuple[Tensor, Tensor | None]:
-    """Final logits z of some rows and, with a soft cap, d z / d (logits / temperature): 1 - tanh^2."""
-    hidden, weight = operands.hidden[rows], operands.weight
-    factor = head.scale / (head.softcap or head.temperature)
-    z = hidden.new_empty(len(hidden), len(weight), dtype=operands.dtype)
-    _add_product(z, hidden, weight.t(), beta=0.0, alpha=factor)
-    if operands.bias is not None:
-        z.add_(operands.bias, alpha=factor)
-    slope = None
-    if head.softcap is not None:
-        z.tanh_()
-        slope = 1.0 - z.square()
-        z *= head.softcap / head.temperature
-    if head.suppressed is not None:
-        z.masked_fill_(head.suppressed, _SUPPRESSED)
-    return z, slope
-
-
-def _add_product(out: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float) -> None:
-    """Add a product in place, in the type of ``out``: beta * out + alpha * a @ b. beta = 0 ignores what was there."""
-    if a.dtype == out.dtype:
-        out.addmm_(a, b, beta=beta, alpha=alpha)
-        return
-    product = torch.mm(a, b, out_dtype=out.dtype).mul_(alpha)
-    if beta == 0.0:
-        out.copy_(product)
-    else:
-        out.mul_(beta).add_(product)
-
-
-def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> _Operands:
-    logits_dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return _Operands(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(logits_dtype), logits_dtype)
-
-
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """The type of the factors: 16-bit ones stay so only where they can be multiplied into float32 without rounding the result."""
-    device = hidden.device.type
-    if device != "cuda":
-        return torch.promote_types(hidden.dtype, torch.float32)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def _chunks(rows: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-
-
-def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+                gradients.add(rows, z_grad, slope)
+        return *gradients.like(hidden, weight, bias), None, None, None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

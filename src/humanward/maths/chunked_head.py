@@ -1,0 +1,114 @@
+"""An LM head over many rows, a chunk at a time: the [rows, V] logits of a chunk are the largest tensor that ever exists."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Stands for -inf in the logits of suppressed tokens: its exponential is 0 as well, but 0 times it is 0 and not NaN.
+_SUPPRESSED = -1e30
+
+
+class HeadRule(NamedTuple):
+    """What happens to the logits after the matrix product, and how the work is cut."""
+
+    temperature: float
+    softcap: float | None
+    scale: float
+    suppressed: Tensor | None  # [V]
+    chunk_rows: int
+
+
+class Operands(NamedTuple):
+    """The tensors of the matrix products, in the type in which they are multiplied."""
+
+    hidden: Tensor  # [N, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    dtype: torch.dtype  # of the logits
+
+
+def chunk_logits(operands: Operands, rows: slice, head: HeadRule) -> tuple[Tensor, Tensor | None]:
+    """Final logits z of some rows and, with a soft cap, d z / d (logits / temperature): 1 - tanh^2."""
+    hidden, weight = operands.hidden[rows], operands.weight
+    factor = head.scale / (head.softcap or head.temperature)
+    z = hidden.new_empty(len(hidden), len(weight), dtype=operands.dtype)
+    add_product(z, hidden, weight.t(), beta=0.0, alpha=factor)
+    if operands.bias is not None:
+        z.add_(operands.bias, alpha=factor)
+    slope = None
+    if head.softcap is not None:
+        z.tanh_()
+        slope = 1.0 - z.square()
+        z *= head.softcap / head.temperature
+    if head.suppressed is not None:
+        z.masked_fill_(head.suppressed, _SUPPRESSED)
+    return z, slope
+
+
+class Gradients:
+    """The gradients of hidden states, weight and bias, summed up chunk by chunk from those of the final logits.
+
+    Args:
+        operands: of the matrix product; no gradient is kept of what is not ``needed``: (hidden, weight, bias).
+    """
+
+    def __init__(self, operands: Operands, head: HeadRule, needed: tuple[bool, bool, bool]) -> None:
+        hidden, weight, _, dtype = operands
+        self.operands, self.factor = operands, head.scale / head.temperature
+        self.hidden = hidden.new_empty(hidden.shape, dtype=dtype) if needed[0] else None
+        self.weight = weight.new_zeros(weight.shape, dtype=dtype) if needed[1] else None
+        self.bias = weight.new_zeros(len(weight), dtype=dtype) if needed[2] else None
+
+    def add(self, rows: slice, z_grad: Tensor, slope: Tensor | None) -> None:
+        """Of a chunk; ``z_grad`` is overwritten, ``slope`` is what ``chunk_logits`` gave."""
+        if slope is not None:
+            z_grad *= slope
+        factors_grad = z_grad.to(self.operands.hidden.dtype)
+        if self.hidden is not None:
+            add_product(self.hidden[rows], factors_grad, self.operands.weight, beta=0.0, alpha=self.factor)
+        if self.weight is not None:
+            add_product(self.weight, factors_grad.t(), self.operands.hidden[rows], beta=1.0, alpha=self.factor)
+        if self.bias is not None:
+            self.bias.add_(z_grad.sum(dim=0), alpha=self.factor)
+
+    def like(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the types of the parameters."""
+        return _like(self.hidden, hidden), _like(self.weight, weight), _like(self.bias, bias)
+
+
+def operands_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Operands:
+    """Hidden states and head as they are multiplied in ``dtype``; 16-bit ones give float32 logits."""
+    logits_dtype = torch.promote_types(hidden.dtype, torch.float32)
+    return Operands(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(logits_dtype), logits_dtype)
+
+
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """The type of the factors: 16-bit ones stay so only where they can be multiplied into float32 without rounding the result."""
+    device = hidden.device.type
+    if device != "cuda":
+        return torch.promote_types(hidden.dtype, torch.float32)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def chunks(rows: int, size: int) -> list[slice]:
+    """``rows`` in pieces of ``size``."""
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float) -> None:
+    """Add a product in place, in the type of ``out``: beta * out + alpha * a @ b. beta = 0 ignores what was there."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b, beta=beta, alpha=alpha)
+        return
+    product = torch.mm(a, b, out_dtype=out.dtype).mul_(alpha)
+    if beta == 0.0:
+        out.copy_(product)
+    else:
+        out.mul_(beta).add_(product)
