@@ -1,5 +1,5 @@
 """Make the pages of docs/ that follow from the code: settings.md from the settings, paper_map.md from paper_map.yaml and the tests,
-losses.md from the losses and losses.yaml.
+losses.md from the losses and losses.yaml, ppo.md from the settings of PPO and ppo_settings.yaml.
 
 python recipes/pages.py          # or: make docs
 """
@@ -18,6 +18,7 @@ import yaml
 from humanward.config import settings
 from humanward.maths import preferences
 from humanward.rounds import LoopConfig
+from humanward.trainers import PPOConfig
 from humanward.trainers.objective import LOSSES, MEASURED
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +106,25 @@ def losses_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def ppo_page() -> str:
+    """How PPO is set, and for every setting its source and its tests."""
+    known, tests = yaml.safe_load((ROOT / "recipes/ppo_settings.yaml").read_text(encoding="utf-8")), test_docstrings()
+    rows = {row.name: row for row in settings(PPOConfig)}
+    if known.keys() != rows.keys():
+        raise SystemExit(
+            f"error: recipes/ppo_settings.yaml: {', '.join(sorted(known.keys() ^ rows.keys()))} is not in both it and the code"
+        )
+    lines = [
+        "# PPO", "", MADE, "", (ROOT / "recipes/ppo.md").read_text(encoding="utf-8").strip(), "",
+        "## Every setting with its source and its tests", "",
+        "| `ppo.` | Default | What it does | Source | Tests that fail without it |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        cells = [f"`{name}`", f"`{_cell(row.default)}`" if row.default else "", _cell(row.doc), _cell(known[name]["source"])]
+        lines.append(f"| {' | '.join(cells)} | {_tests(known[name]['tests'], tests)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _docstring(function: Any) -> tuple[str, str, str]:
     """What it is, the formula and the source of a function of ``maths``."""
     text = inspect.getdoc(function) or ""
@@ -154,7 +174,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("``", "`")
 
 
-PAGES = {"settings.md": settings_page, "paper_map.md": paper_map_page, "losses.md": losses_page}
+PAGES = {"settings.md": settings_page, "paper_map.md": paper_map_page, "losses.md": losses_page, "ppo.md": ppo_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = "import sys; sys.path[:0] = ['src', 'recipes']; import pages; sys.stdout.write(pages.PAGES[sys.argv[1]]())"
 
 
-@pytest.mark.parametrize("name", ["settings.md", "paper_map.md", "losses.md"])
+@pytest.mark.parametrize("name", ["settings.md", "paper_map.md", "losses.md", "ppo.md"])
 def test_a_page_is_current(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, name], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()

@@ -14,6 +14,7 @@ from humanward.data.sources import _parse
 from humanward.rounds import LoopConfig
 
 ZIEGLER = [f"ziegler2019_{task}_{size}" for task in ("sentiment", "descriptiveness", "cnndm", "tldr") for size in ("124m", "774m")]
+LATER = ["stiennon2020_tldr", "ouyang2022_instructgpt", "bai2022_hh", "huang2024_nplus_tldr", "xu2024_hh", "xu2024_saferlhf"]
 SOURCE = re.compile(r"\s# (P|C|Ours)\b")
 
 
@@ -21,8 +22,8 @@ def text_of(name: str) -> str:
     return files("humanward").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def test_the_eight_presets_of_2019_are_shipped() -> None:
-    assert set(ZIEGLER) <= set(preset_names())
+def test_the_published_recipes_are_shipped() -> None:
+    assert {*ZIEGLER, *LATER} <= set(preset_names())
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -32,7 +33,7 @@ def test_a_preset_is_yaml_and_its_task_is_valid(name: str) -> None:
     assert _parse(settings["prompts"]).location == settings["prompts"].split("?")[0]
 
 
-@pytest.mark.parametrize("name", ZIEGLER)
+@pytest.mark.parametrize("name", ZIEGLER + LATER)
 def test_every_value_names_its_source(name: str) -> None:
     """P, C or Ours on the line itself or on the comment lines above it."""
     lines = text_of(name).splitlines()
@@ -70,6 +71,81 @@ def test_the_small_presets_have_the_values_of_the_released_code(task: str) -> No
     found = [ppo[key] for key in ("episodes", "batch_size", "lr", "kl_coef", "kl_target", "whiten_rewards")]
     found += [settings["labels"]["total"], *(reward[key] for key in ("batch_size", "lr", "rollout_batch_size"))]
     assert tuple(found) == RELEASED[task]
+
+
+PRINTED: dict[str, dict[str, dict[str, object]]] = {
+    "stiennon2020_tldr": {  # B.1, section 3.4
+        "ppo": {
+            "episodes": 1_000_000, "batch_size": 512, "ppo_epochs": 4, "lr": 1.5e-5, "lr_schedule": "linear", "kl_coef": 0.05,
+            "kl_target": None, "gamma": 1.0, "gae_lambda": 0.95, "value_network": "reward_model",
+        },
+        "reward": {"lr": 1.5e-5, "batch_size": 64, "epochs": 1, "lr_schedule": "cosine", "normalize_on": "demonstrations"},
+        "sft": {"lr": 6.35e-5, "batch_size": 128, "epochs": 1, "lr_schedule": "cosine"},
+        "task": {"stop_at_eos": True, "truncate_token": None, "prompt_cut_at": "\n"},
+        "labels": {"responses_per_question": 2, "kind": "pair"},
+    },
+    "ouyang2022_instructgpt": {  # C.2 to C.4, section 3.5
+        "ppo": {
+            "episodes": 256_000, "batch_size": 512, "minibatches": 8, "ppo_epochs": 1, "value_lr": 9e-6, "lr_schedule": "constant",
+            "warmup_steps": 10, "kl_coef": 0.02, "kl_target": None, "gamma": 1.0, "clip_range": 0.2, "value_network": "reward_model",
+            "ptx.coef": 27.8, "ptx.texts_per_episode": 8,
+        },
+        "reward": {"lr": 9e-6, "batch_size": 64, "epochs": 1, "loss": "all_pairs", "normalize_on": "demonstrations", "target_mean": 0.0},
+        "sft": {"lr": 5e-6, "batch_size": 32, "epochs": 2, "dropout": 0.2},
+        "task": {"temperature": 1.0},
+        "labels": {"kind": "ranking"},
+    },
+    "bai2022_hh": {  # B.1, A, section 4.1
+        "ppo": {"ppo_epochs": 1, "kl_coef": 0.001, "kl_target": None, "gamma": 1.0, "clip_range": 0.2, "entropy_coef": 0.0},
+        "reward": {"epochs": 1},
+        "task": {"response_length": 128},
+        "labels": {"kind": "pair"},
+    },
+    "huang2024_nplus_tldr": {  # details 4, 7, 9, 10, 15, 20 to 25
+        "ppo": {
+            "episodes": 1_000_000, "batch_size": 512, "minibatches": 1, "ppo_epochs": 4, "lr": 3e-6, "lr_schedule": "linear",
+            "adam_eps": 1e-5, "kl_coef": 0.05, "kl_target": None, "gamma": 1.0, "gae_lambda": 0.95, "clip_range": 0.2,
+            "value_clip_range": 0.2, "value_coef": 0.1, "value_network": "reward_model", "whiten_rewards": False, "whiten_advantages": True,
+            "dropout": 0.0,
+        },
+        "reward": {"lr": 3e-6, "batch_size": 64, "epochs": 1, "lr_schedule": "cosine", "adam_eps": 1e-5, "normalize_on": "demonstrations"},
+        "sft": {"lr": 3e-6, "batch_size": 128, "epochs": 1, "lr_schedule": "cosine", "adam_eps": 1e-5, "dropout": 0.0},
+        "task": {
+            "prompt_length": 512, "prompt_cut_at": "\n", "response_length": 53, "temperature": 0.7, "stop_at_eos": True,
+            "truncate_token": None, "missing_truncation_score": -1.0,
+        },
+        "labels": {"total": 92_858, "kind": "pair"},
+    },
+    **{
+        name: {  # A.2, section 5
+            "ppo": {
+                "batch_size": 512, "minibatches": 4, "lr": 1e-5, "value_lr": 5e-6, "kl_coef": 0.1, "gamma": 1.0, "gae_lambda": 1.0,
+                "score_clip": 20.0, "whiten_advantages": True, "reference_ema": 0.999, "value_network": "reward_model",
+            },
+            "task": {"response_length": 256, "temperature": 1.0, "top_k": 200},
+        }
+        for name in ("xu2024_hh", "xu2024_saferlhf")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_preset_has_the_values_that_its_paper_prints(name: str) -> None:
+    config = LoopConfig.load(preset=name)
+    for section, values in PRINTED[name].items():
+        for key, value in values.items():
+            found = getattr(config, section)
+            for part in key.split("."):
+                found = getattr(found, part)
+            assert found == value, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_preset_leaves_nothing_that_changes_the_objective_to_a_default(name: str) -> None:
+    settings = yaml.safe_load(text_of(name))
+    wanted = """episodes batch_size minibatches ppo_epochs lr lr_schedule kl_coef kl_target kl_in kl_estimator gamma gae_lambda surrogate
+        clip_range value_clip_range value_coef value_network whiten_rewards whiten_advantages dropout"""
+    assert {*wanted.split()} <= settings["ppo"].keys()
 
 
 @pytest.mark.parametrize("name", preset_names())

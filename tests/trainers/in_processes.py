@@ -24,6 +24,7 @@ for name, settings in (
     ("dpo", {"count": 15, "loss": "bco_pair", "reference": "synchronised", "reference_sync_every": 2}),
     ("ppo", {}),
     ("ppo", {"micro_batch_tokens": 9}),
+    ("everything", {}),
 ):
     found = problems.trained(problems.MAKERS[name](accelerator=accelerator, **settings))
     if accelerator.is_main_process:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,14 @@ from humanward.trainers import DPOConfig, DPOTrainer, Episodes, PPOConfig, PPOTr
 from humanward.trainers.selftest import tiny_policy, tiny_task
 
 PROMPTS = [(4,), (5, 6), (7, 2), (3,)]
+TEXTS = str(Path(__file__).parent / "plain_texts.txt")
+EVERYTHING: dict[str, Any] = {
+    "surrogate": "trust_region_rollback", "rollback_slope": 0.05, "trust_region_kl": 0.003, "dual_clip": 3.0, "old_kl_coef": 0.2,
+    "old_kl_target": 0.002, "stop_kl": 0.05, "entropy_coef": 0.01, "value_clip_range": None, "kl_in": "loss", "kl_estimator": "full",
+    "kl_target": None, "kl_target_per_token": 0.1, "reference_ema": 0.9, "score_clip": 1.0, "whiten_over": "batch",
+    "ptx": {"texts": TEXTS, "coef": 0.1, "texts_per_episode": 2, "length": 5},
+}  # fmt: skip
+"""Every setting of PPO that is off by default, at once: they are to be combined."""
 
 
 def tokens(number: int, length: int) -> tuple[int, ...]:
@@ -88,6 +97,10 @@ def ppo_with_value_network(
     return PPOTrainer(policy, reference, score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, value_network=network)
 
 
+def ppo_with_everything(**settings: Any) -> PPOTrainer:
+    return ppo(**{**EVERYTHING, **settings})
+
+
 def dpo(
     *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> DPOTrainer:
@@ -96,7 +109,7 @@ def dpo(
     return DPOTrainer(policy, reference, comparisons(count), config, seed=5, accelerator=accelerator)
 
 
-MAKERS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "value network": ppo_with_value_network}
+MAKERS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "value network": ppo_with_value_network, "everything": ppo_with_everything}
 
 
 def trained(trainer: Any) -> dict[str, torch.Tensor]:

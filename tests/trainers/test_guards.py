@@ -18,7 +18,7 @@ from humanward.storage import Checkpoints, MetricsLog
 from humanward.storage.tensors import StoredTensors
 from humanward.trainers import Surroundings, train
 from humanward.trainers import label_losses as reward_room
-from humanward.trainers import ppo as ppo_room
+from humanward.trainers import ppo_objective as ppo_room
 from humanward.trainers import sft as sft_room
 from humanward.trainers.diagnostics import repetition
 from humanward.trainers.guards import Watch
@@ -40,10 +40,26 @@ def said(rows: list[dict[str, float]], **settings: Any) -> list[str]:
         ({"kl": 24.5}, "kl"), ({"kl": -1.5}, "negative kl"), ({"response_length": 25.0}, "length"),
         ({"response_length": 5.0}, "length"), ({"entropy": 0.4}, "entropy"), ({"missing_truncation": 0.6}, "truncation"),
         ({"repetition": 0.35}, "repetition"), ({"skipped": 1.0}, "numbers"),
+        ({"first_ratio_error": 0.6}, "first ratio"), ({"out_of_range": 0.55}, "range"),
     ],
 )  # fmt: skip
 def test_each_sign_is_said_once(ill: dict[str, float], kind: str) -> None:
     assert said([WELL] * 10 + [WELL | ill] * 3 + [WELL], kl_limit=24.0) == [kind]
+
+
+@pytest.mark.parametrize("ill", [{"kl": -3.0}, {"first_ratio_error": 1.0}, {"kl": 99.0}])
+def test_a_mismatch_names_its_causes_in_the_order_in_which_they_were_met(ill: dict[str, float]) -> None:
+    (_, text), *others = Watch(kl_limit=24.0)(WELL | ill)
+    assert not others
+    places = [text.index(cause) for cause in ("task.top_k", "temperature", "padding", "adapters", "dropout")]
+    assert places == sorted(places)
+
+
+def test_values_that_stay_worse_than_none_are_said_so() -> None:
+    """Not at the beginning, where a value network knows little."""
+    assert said([WELL | {"explained_variance": -5.0}] * 20) == []
+    assert said([WELL | {"explained_variance": -5.0}] * 25) == ["explained variance"]
+    assert said([WELL | {"explained_variance": 0.3}] * 25) == []
 
 
 def test_what_is_well_is_not_mentioned() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from humanward.errors import RunError
 from humanward.models import sampling
-from humanward.trainers import label_losses, ppo, reward, rollout, scoring, selftest
+from humanward.trainers import label_losses, ppo, ppo_objective, reward, rollout, scoring, selftest
 from humanward.trainers.questions import Questions
 
 
@@ -85,8 +85,8 @@ def test_a_flipped_advantage_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_flipped_policy_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = ppo.ppo_clip_loss
-    monkeypatch.setattr(ppo, "ppo_clip_loss", lambda *args, **kwargs: -loss(*args, **kwargs))
+    loss = ppo_objective.ppo_clip_loss
+    monkeypatch.setattr(ppo_objective, "ppo_clip_loss", lambda *args, **kwargs: -loss(*args, **kwargs))
     with pytest.raises(RunError, match="self-test: the score that PPO optimises does not rise"):
         selftest.self_test()
 

@@ -19,7 +19,7 @@ from humanward.trainers.guards import TrainingError
 from humanward.trainers.objective import Objective
 from humanward.trainers.updates import Updater, load_weights, weights
 
-TRAINERS = ["sft", "reward", "ppo", "dpo", "value network"]
+TRAINERS = ["sft", "reward", "ppo", "dpo", "value network", "everything"]
 
 
 def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -37,11 +37,12 @@ def demonstrations(task: Task, texts: Iterable[Text]) -> Iterator[Demonstration]
             yield from _continued(task, text, tokens)
 
 
-def text_windows(task: Task, texts: Iterable[Text], length: int) -> Iterator[Demonstration]:
+def text_windows(task: Task, texts: Iterable[Text], length: int, *, setting: str = "sft.max_length") -> Iterator[Demonstration]:
     """Plain language modelling: every text in pieces of ``length`` tokens, each a response without a prompt.
 
     A rest of a single token is left out: it has nothing to be predicted from. This is
-    how the policy of the style tasks meets books before it meets people (Ziegler et al. 2019, section 3.1).
+    how the policy of the style tasks meets books before it meets people (Ziegler et al. 2019, section 3.1). ``setting`` names ``length``
+    in messages.
 
     Raises:
         UserError: a piece is longer than the task's model can read.
@@ -51,8 +52,8 @@ def text_windows(task: Task, texts: Iterable[Text], length: int) -> Iterator[Dem
     for text, tokens in task.encoded(texts):
         if task.context_length is not None and min(length, len(tokens)) > task.context_length:
             raise UserError(
-                f"{text.where or text.id}: cut into pieces of {min(length, len(tokens))} tokens (sft.max_length), but the context of "
-                f"{task.model_name} is {task.context_length}; set sft.max_length={task.context_length} or less"
+                f"{text.where or text.id}: cut into pieces of {min(length, len(tokens))} tokens ({setting}), but the context of "
+                f"{task.model_name} is {task.context_length}; set {setting}={task.context_length} or less"
             )
         for number, begin in enumerate(range(0, len(tokens) - 1, length)):
             yield Demonstration((), tuple(tokens[begin : begin + length]), f"{text.id}/{number}")

@@ -32,6 +32,9 @@ class TaskConfig(Config):
     """A text's prompt begins behind the first of these; None: at its beginning. One token of the tokenizer."""
     prompt_end: Mark | None = "."
     """A text's prompt ends with the last of these that fits; None: at ``prompt_length``. One token of the tokenizer."""
+    prompt_cut_at: Mark | None = None
+    """A text that is longer than ``prompt_length`` loses what stands behind the last of these, for example ``"\\n"``, again and again until
+    it fits, and where none is left single characters (Stiennon et al. 2020); None: it is clipped."""
     prompt_prefix: str = ""
     """Put before every prompt, e.g. ``"Article:\\n\\n"``."""
     prompt_suffix: str = ""
@@ -53,11 +56,26 @@ class TaskConfig(Config):
     truncate_after: Annotated[int, Field(ge=0)] = 16
     """Index in the response, from 0, before which it is not truncated."""
     missing_truncation_score: float | None = -1.0
-    """Score of a response that has no such token; None: the reward model's score of the whole response."""
+    """Score of a response that has no such token, or with ``stop_at_eos`` no end-of-text token; None: its score as it is."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Taken from the score of a response that does not end at the end-of-text token, where ``stop_at_eos``."""
     sampler: Literal["humanward", "transformers"] = "humanward"
     """Who runs the model while sampling: our own loop, or the library's ``generate``, which is slower and gives the same responses."""
     train_on_truncated: bool = False
     """Whether PPO sees the truncated response. False: it sees all sampled tokens, with the score on the last (2019)."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.stop_at_eos and self.truncate_token is not None:
+            raise ValueError("stop_at_eos and truncate_token are two ends of a response; set truncate_token=null or stop_at_eos=false")
+        if self.missing_eos_penalty and not self.stop_at_eos:
+            raise ValueError("missing_eos_penalty is for responses that may end at end-of-text; set stop_at_eos to true")
+        if self.missing_eos_penalty and self.missing_truncation_score is not None:
+            raise ValueError(
+                f"missing_eos_penalty is taken from a score that missing_truncation_score {self.missing_truncation_score} replaces; "
+                "set missing_truncation_score to null, or missing_eos_penalty to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _truncation_fits(self) -> Self:
@@ -182,7 +200,7 @@ class Task:
             # careful: in a text to be cut, "<|endoftext|>" is the letters that somebody wrote; in a whole prompt it is the token
             plain = iter(self._encode([row.text for row in rows if not row.whole]))
             whole = iter(self._encode([row.text for row in rows if row.whole], special=True))
-            yield from ((row, next(whole if row.whole else plain)) for row in rows)
+            yield from ((row, next(whole) if row.whole else self._fitted(row.text, next(plain))) for row in rows)
 
     def prompt_tokens(self, text: Text, tokens: Sequence[int]) -> tuple[int, ...] | None:
         """The prompt of one text of ``encoded``; None: the text is skipped."""
@@ -252,6 +270,21 @@ class Task:
         except Exception as error:  # a template is a program and raises what it likes
             raise UserError(f"{text.where}: the chat template does not accept these messages: {str(error).splitlines()[0]}") from None
         return replace(text, text=str(rendered), whole=True)
+
+    def _fitted(self, text: str, tokens: list[int]) -> list[int]:
+        """The tokens of a text, or of what ``prompt_cut_at`` leaves of one that is too long."""
+        mark, length = self.config.prompt_cut_at, self.config.prompt_length
+        if mark is None or len(tokens) <= length:
+            return tokens
+        while len(tokens) > length and mark in text:
+            text = text[: text.rindex(mark)]
+            tokens = self._encode([text])[0]
+        # What is far behind the last token that fits need not be taken off by the character.
+        text = text if len(tokens) <= length else self._decode(tokens[: length + 8])
+        while len(tokens) > length:
+            text = text[:-1]
+            tokens = self._encode([text])[0]
+        return tokens
 
     def _first(self, tokens: Sequence[int]) -> list[tuple[int, int]]:
         """The passage of the 2019 rule, or none: that text is skipped, even if a later passage would do."""

@@ -7,7 +7,7 @@ from .classifier import TextClassifier, save_classifier
 from .forward import ResponseStates, packs_exactly, response_states
 from .loading import check_context, context_length, load_causal_lm, load_tokenizer, resolve
 from .options import check_compiler, missing_for_compile, with_options
-from .policy import Policy, ResponseOutputs, fingerprint
+from .policy import NextTokens, Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
 from .reward_ensemble import RewardEnsemble
 from .reward_model import RewardModel
@@ -17,6 +17,7 @@ from .value_network import ValueNetwork
 __all__ = [
     "TYPES",
     "DType",
+    "NextTokens",
     "Policy",
     "ResponseOutputs",
     "ResponseStates",

@@ -15,12 +15,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
+from humanward.maths.full_kl import linear_kl
 from humanward.maths.logprobs import linear_log_collision, linear_logprobs
 from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
 
 _VALUE_HEAD = "value_head.safetensors"
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The next-token distributions at response tokens, kept as the states and the head that give them: [B, R, D] instead of [B, R, V]."""
+
+    states: Float[Tensor, "B *K R D"]
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+
+    def __getitem__(self, rows: Tensor | slice) -> NextTokens:
+        return NextTokens(self.states[rows], self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,12 @@ class ResponseOutputs:
     """Value of the state before each token, score units; None without a value head."""
     log_collision: Float[Tensor, "B *K R"] | None = None
     """log of the sum of the squared next-token probabilities, nats, without gradient; None where it was not asked for."""
+    states: Float[Tensor, "B *K R D"] | None = None
+    """Hidden states that predict the tokens, without gradient; None where they were not asked for."""
+    kl_from: Float[Tensor, "B *K R"] | None = None
+    """KL(others || this policy) over the vocabulary, nats; None where it was not asked for."""
+    kl_to: Float[Tensor, "B *K R"] | None = None
+    """KL(this policy || others), nats; None where it was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +160,14 @@ class Policy(nn.Module):
         suppressed: Bool[Tensor, " V"] | None = None,
         want_entropy: bool = False,
         want_collision: bool = False,
+        want_states: bool = False,
+        kl_from: NextTokens | None = None,
+        kl_to: NextTokens | None = None,
     ) -> ResponseOutputs:
         """Log-probabilities, entropies and values of one response to each prompt, [B, R], or of K, [B, K, R].
 
-        A prompt is computed once for all its responses, and the LM head runs at response positions only.
+        A prompt is computed once for all its responses, and the LM head runs at response positions only. With ``kl_from`` or ``kl_to``,
+        the KL from or to other distributions at the same tokens, over the whole vocabulary.
         """
         hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self.packs())
         logprobs, entropy = self.logprobs_of(
@@ -156,7 +179,25 @@ class Policy(nn.Module):
         def padded(x: Tensor) -> Tensor:
             return x.new_zeros(responses.shape).masked_scatter(response_mask, x)
 
-        return ResponseOutputs(padded(logprobs), *(None if x is None else padded(x) for x in (entropy, values, collision)))
+        def divergence(other: NextTokens, *, of_this: bool) -> Tensor:
+            this, that = (hidden, self.head.weight), (other.states[response_mask], other.weight)
+            biases = (self.head.bias, other.bias)
+            return linear_kl(
+                *(this + that if of_this else that + this), bias=biases[not of_this], other_bias=biases[of_this], temperature=temperature,
+                softcap=self.logit_rule.softcap, scale=self.logit_rule.scale, suppressed=suppressed,
+            )  # fmt: skip
+
+        return ResponseOutputs(
+            padded(logprobs), *(None if x is None else padded(x) for x in (entropy, values, collision)),
+            states=_padded_states(hidden.detach(), response_mask) if want_states else None,
+            kl_from=None if kl_from is None else padded(divergence(kl_from, of_this=False)),
+            kl_to=None if kl_to is None else padded(divergence(kl_to, of_this=True)),
+        )  # fmt: skip
+
+    def next_tokens(self, states: Float[Tensor, "B *K R D"]) -> NextTokens:
+        """The distributions that ``states`` of a forward had under the head as it is now; the head is copied."""
+        bias = None if self.head.bias is None else self.head.bias.detach().clone()
+        return NextTokens(states, self.head.weight.detach().clone(), bias)
 
     def logprobs_of(
         self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool
@@ -207,6 +248,13 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             save_file({name: tensor.detach() for name, tensor in self.value_head.state_dict().items()}, folder / _VALUE_HEAD)
+
+
+def _padded_states(hidden: Float[Tensor, "N D"], mask: Bool[Tensor, "B *K R"]) -> Float[Tensor, "B *K R D"]:
+    """0 on pads."""
+    states = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+    states[mask] = hidden
+    return states
 
 
 def zero_head(model: PreTrainedModel) -> nn.Linear:

@@ -21,6 +21,7 @@ from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
 from humanward.storage import generator, write_json
 from humanward.trainers import RewardTrainer, SFTTrainer, agreements, train
+from humanward.trainers.ptx import pretraining_texts
 from humanward.trainers.questions import best_responses
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
@@ -41,6 +42,8 @@ def check_inputs(context: Context) -> None:
     if config.sft is not None:
         for _ in supervised_rows(context):
             context.stop.check()
+    if config.method == "ppo" and config.ppo.ptx is not None:
+        pretraining_texts(config.ppo.ptx, context.task)
     if config.labeler.startswith("labels:"):
         given_labels(context)
     if config.labeler == "people":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .dpo import DPOConfig, DPOTrainer
 from .implicit import implicit_choices
 from .loaded_reward import load_reward
-from .ppo import PPOConfig, PPOTrainer
+from .ppo import PPOTrainer
+from .ppo_config import PPOConfig, PTXConfig
 from .responses import respond
 from .reward import RewardConfig, RewardTrainer, agreements, choices
 from .reward_ensemble import EnsembleTrainer
@@ -20,6 +21,7 @@ __all__ = [
     "Episodes",
     "PPOConfig",
     "PPOTrainer",
+    "PTXConfig",
     "Progress",
     "RewardConfig",
     "RewardTrainer",

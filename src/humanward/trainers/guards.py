@@ -15,6 +15,15 @@ from humanward.storage.tensors import write_tensors
 
 BAD_UPDATES = 3
 """So many updates in a row without a finite loss and gradient end a training; fewer are left out."""
+FIRST_RATIO_ERROR = 0.5
+"""Sampling and an update's forward may differ by that in 16 bits on the worst of some thousand tokens; in 32, by a thousandth of it."""
+MISMATCH = (
+    "look at the generation settings first (task.top_k and task.top_p limit the draw, not the probabilities that are counted), then at "
+    "task.temperature, at padding (a PAD that is EOS, or on the wrong side), at adapters (a reference without the one that the policy "
+    "began with) and at dropout"
+)
+"""Why sampling and scoring see different distributions, in the order in which it was found elsewhere: trl issues 235 and 736 (generation
+settings), N details policy 1 (temperature), trl 925 and 262 (padding), trl 250 and 495 (adapters), trl 4 (dropout)."""
 WATCHED = ("response_length", "entropy", "missing_truncation", "repetition")
 """What is compared with the first steps of a training."""
 DISPLACEMENT_STEPS = 8
@@ -67,12 +76,11 @@ class Watch:
 
     def _signs(self, now: Mapping[str, float]) -> list[tuple[str, str]]:
         """(kind, sentence) of all that looks ill. A number that is missing is NaN, and no comparison with it holds."""
-        value = {name: now.get(name, math.nan) for name in ("kl", "grad_norm", "value_loss", *WATCHED)}
+        value = {name: now.get(name, math.nan) for name in ("grad_norm", "value_loss", *WATCHED)}
         first = self.history[: self.start] if len(self.history) >= self.start else []
         usual = {name: _over(statistics.mean, first, name) for name in WATCHED}
         last = self.history[-20:] if len(self.history) >= 8 else []
         norm, value_loss = _over(statistics.median, last, "grad_norm"), _over(max, last, "value_loss")
-        limit = math.nan if self.kl_limit is None else self.kl_limit
         signs = {
             "numbers": (
                 now.get("skipped", 0) > 0,
@@ -85,14 +93,6 @@ class Watch:
             "values": (
                 value["value_loss"] > 100 * value_loss,
                 f"the value loss is {value['value_loss']:.3g}, lately at most {value_loss:.3g}; is one score or value far from all others?",
-            ),
-            "kl": (
-                value["kl"] > limit,
-                f"the KL is {value['kl']:.1f} nats per response, beyond {limit:.1f}; raise kl_coef or lower the learning rate",
-            ),
-            "negative kl": (
-                value["kl"] < -1,
-                f"the KL is {value['kl']:.1f} nats: sampling and scoring see different distributions; report this as a bug",
             ),
             "length": (
                 value["response_length"] > 2 * usual["response_length"] or value["response_length"] < 0.5 * usual["response_length"],
@@ -111,8 +111,38 @@ class Watch:
                 f"{value['repetition']:.0%} of the tokens repeat one before them, at first {usual['repetition']:.0%}; look at the samples",
             ),
         }
-        signs |= displacement_signs(self.history, now)
+        signs |= policy_signs(self.history, now, kl_limit=self.kl_limit) | displacement_signs(self.history, now)
         return [(kind, text) for kind, (ill, text) in signs.items() if ill]
+
+
+def policy_signs(
+    history: Sequence[Mapping[str, float]], now: Mapping[str, float], *, kl_limit: float | None
+) -> dict[str, tuple[bool, str]]:
+    """By kind: whether the numbers of a method that samples look ill, and what to say, its likely causes in their order."""
+    kl, ratio, out = (now.get(name, math.nan) for name in ("kl", "first_ratio_error", "out_of_range"))
+    limit = math.nan if kl_limit is None else kl_limit
+    settled = history[-20:] if len(history) >= 20 else []
+    far = (
+        f"the KL is {kl:.1f} nats per response, beyond {limit:.1f}; raise kl_coef or lower the learning rate; if it was so from the first "
+        f"steps on, {MISMATCH}"
+    )
+    negative = f"the KL is {kl:.1f} nats per response, which no KL is: sampling and scoring see different distributions; {MISMATCH}"
+    first = f"the first ratios of a step, which should be 1, are up to {ratio:.2f} away from it; {MISMATCH}"
+    wide = (
+        f"{out:.0%} of the ratios are out of the clip range: the updates of a step go too far; lower the learning rate or ppo_epochs, set "
+        "stop_kl, or use surrogate trust_region"
+    )
+    worthless = (
+        "the values have been worse than none for twenty steps (explained variance below -1); lower the learning rate, clip the scores "
+        "(score_clip), or begin the value network as the reward model"
+    )
+    return {
+        "kl": (kl > limit, far),
+        "negative kl": (kl < -1, negative),
+        "first ratio": (ratio > FIRST_RATIO_ERROR, first),
+        "range": (out > 0.5, wide),
+        "explained variance": (_over(statistics.mean, settled, "explained_variance") < -1, worthless),
+    }
 
 
 def displacement_signs(history: Sequence[Mapping[str, float]], now: Mapping[str, float]) -> dict[str, tuple[bool, str]]:

@@ -1,102 +1,42 @@
-"""Proximal policy optimisation against a learned reward, as Ziegler et al. 2019 (arXiv:1909.08593), section 2.2, and its released code."""
+"""Proximal policy optimisation against a learned reward, as Ziegler et al. 2019 (arXiv:1909.08593), section 2.2, and its released code.
+
+What later work has added is chosen by the settings (``ppo_config``): the terms of the loss are in ``ppo_objective``, the formulas in
+``maths``, what other methods share in ``rollout`` and ``diagnostics``.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from humanward.config import Config
 from humanward.data import Task
 from humanward.data.batches import epoch_order
+from humanward.data.demonstrations import Demonstration
 from humanward.errors import UserError
 from humanward.maths.advantages import gae
-from humanward.maths.kl import adapted_kl_coef
+from humanward.maths.kl import adapted_kl_coef, doubled_or_halved_kl_coef, kl_estimate
 from humanward.maths.masks import add_at_last_token, masked_mean
-from humanward.maths.policy_losses import ppo_clip_loss
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
 from humanward.models import Policy, RewardEnsemble, RewardModel, ValueNetwork
 from humanward.models.policy import ResponseOutputs, disable_dropout
 from humanward.storage import derive_seed
-from humanward.trainers.diagnostics import combined, explained_variance, mean_of, ratio_metrics, rollout_metrics
+from humanward.trainers.diagnostics import combined, explained_variance, ratio_metrics, rollout_metrics, update_metrics
+from humanward.trainers.moving_reference import MovingReference
+from humanward.trainers.ppo_config import PPOConfig
+from humanward.trainers.ppo_objective import needs_distributions, needs_reference_distributions, old_kl, policy_loss, reference_kl
+from humanward.trainers.ptx import PretrainingMix, pretraining_texts
 from humanward.trainers.responses import plain_task
 from humanward.trainers.rollout import Rollout, RolloutSampler
 from humanward.trainers.scoring import Score, Scores
 from humanward.trainers.updates import Updater, gather_rows, my_rows, with_prefix, without_prefix
-
-
-class PPOConfig(Config):
-    """PPO against a learned reward (Ziegler et al. 2019, section 2.2)."""
-
-    episodes: PositiveInt = 1_000_000
-    """Sampled responses over the whole training."""
-    batch_size: PositiveInt = 512
-    """Episodes per step, over all processes."""
-    minibatches: PositiveInt = 1
-    """Updates that one pass over a step's episodes is divided into."""
-    ppo_epochs: PositiveInt = 4
-    """Passes over a step's episodes."""
-    micro_batch_tokens: PositiveInt | None = None
-    """Tokens per forward, in whole episodes, like lengths together. Changes memory and speed, never the result.
-    null: 1536 on a CPU, 16384 on a GPU."""
-    lr: PositiveFloat = 1e-5
-    """Learning rate at the start."""
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """``linear``: to 0 over the training, as the 2019 code."""
-    adam_eps: PositiveFloat = 1e-5
-    """Adam's epsilon."""
-    adam_eps_hat: bool = False
-    """Epsilon outside the bias correction, as in TensorFlow's Adam."""
-    max_grad_norm: PositiveFloat | None = None
-    """Clip the gradient's norm; null: do not (2019)."""
-    kl_coef: NonNegativeFloat = 0.15
-    """Weight of the KL penalty, score units per nat; the start value when ``kl_target`` is set."""
-    kl_target: PositiveFloat | None = 6.0
-    """KL that the adaptive controller steers to, nats per response; null: ``kl_coef`` stays."""
-    kl_horizon: PositiveInt = 10_000
-    """Episodes over which the controller could change the coefficient by its clip."""
-    kl_clip: PositiveFloat = 0.2
-    """Largest relative error of the KL that the controller acts on."""
-    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Discount per token."""
-    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """Generalised advantage estimation: 0 trusts the values, 1 the returns."""
-    clip_range: PositiveFloat = 0.2
-    """How far a probability ratio may leave 1 before its gradient stops."""
-    value_clip_range: PositiveFloat = 0.2
-    """How far a value may move from its old self before its gradient stops."""
-    value_coef: NonNegativeFloat = 0.1
-    """Weight of the value loss."""
-    value_network: Literal["policy", "reward_model"] = "policy"
-    """Who gives the values. ``policy``: a head on the policy's trunk (2019). ``reward_model``: a network of its own that begins as the
-    first reward model (Stiennon et al. 2020), for twice the time of an update."""
-    whiten_rewards: bool = True
-    """Rewards to unit variance, their mean kept."""
-    whiten_advantages: bool = True
-    """Advantages to unit variance and mean 0."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout of the policy. Off, or the ratio would not start at 1 (2019)."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PPOConfig:
-        if self.batch_size % self.minibatches:
-            raise ValueError(f"batch_size {self.batch_size} cannot be divided into {self.minibatches} minibatches; choose a divisor")
-        if self.episodes < self.batch_size:
-            raise ValueError(f"episodes {self.episodes} is less than one batch of {self.batch_size}; raise it or lower batch_size")
-        if self.whiten_rewards and self.batch_size // self.minibatches < 8:
-            # lm-human-preferences asks for 8 rows where rewards are whitened: the deviation of fewer says little.
-            raise ValueError(f"whiten_rewards needs minibatches of 8 episodes or more, not {self.batch_size // self.minibatches}")
-        if self.kl_target is not None and self.kl_coef == 0:
-            raise ValueError("kl_target needs a kl_coef above 0 to start from, since the controller multiplies it")
-        return self
 
 
 @dataclass(frozen=True)
@@ -107,11 +47,11 @@ class Minibatch:
     advantages: Float[Tensor, "B R"]
     returns: Float[Tensor, "B R"]
 
-    def rows(self, index: Tensor) -> Minibatch:
+    def rows(self, index: Tensor | slice) -> Minibatch:
         return Minibatch(self.rollout.rows(index), self.advantages[index], self.returns[index])
 
     def tensors(self) -> dict[str, Tensor]:
-        return vars(self.rollout) | {"advantages": self.advantages, "returns": self.returns}
+        return self.rollout.tensors() | {"advantages": self.advantages, "returns": self.returns}
 
 
 class ActorCritic(nn.Module):
@@ -121,9 +61,11 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy, self.value_network = policy, value_network
 
-    def forward(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor, **settings: Any) -> ResponseOutputs:
+    def forward(
+        self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor, *, with_values: bool = True, **settings: Any
+    ) -> ResponseOutputs:
         outputs = self.policy(prompts, prompt_mask, responses, response_mask, **settings)
-        if self.value_network is None:
+        if self.value_network is None or not with_values:
             return outputs
         return replace(outputs, values=self.value_network(prompts, prompt_mask, responses, response_mask))
 
@@ -162,12 +104,20 @@ class PPOTrainer:
         if isinstance(reward, RewardModel | RewardEnsemble):
             self.rollouts.check_context(reward.to(self.accelerator.device).eval().model)
         self.total_steps = config.episodes // config.batch_size
-        self.kl_coef = config.kl_coef
+        self.kl_coef, self.old_kl_coef = config.kl_coef, config.old_kl_coef
+        ema = config.reference_ema
+        self.moving_reference = None if ema is None else MovingReference(self.reference, self.policy, ema)
+        rows = None if config.ptx is None else pretraining_texts(config.ptx, self.task)
+        self.ptx = None if config.ptx is None or rows is None else PretrainingMix(config.ptx, rows, self.policy, self.accelerator, seed)
         self.actor_critic = ActorCritic(self.policy, None if value_network is None else value_network.to(self.accelerator.device))
         disable_dropout(self.actor_critic, config.dropout)
+        self.updates_per_step = config.ppo_epochs * config.minibatches
+        value_scale = 1.0 if config.value_lr is None else config.value_lr / config.lr
         self.updater = Updater(
-            self.actor_critic, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.ppo_epochs * config.minibatches,
+            self.actor_critic, self.accelerator, lr=config.lr, total_updates=self.total_steps * self.updates_per_step,
             lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
+            warmup_updates=config.warmup_steps * self.updates_per_step,
+            lr_scale=lambda name: value_scale if name.startswith(("value_network.", "policy.value_head.")) else 1.0,
         )  # fmt: skip
 
     def run(self) -> list[dict[str, float]]:
@@ -190,28 +140,55 @@ class PPOTrainer:
 
         # R(x, y) = r(x, y) - kl_coef * log(pi(y|x) / rho(y|x)), eq. 2: the KL on every token, the score on the last.
         kl = (rollout.logprobs - rollout.reference_logprobs) * rollout.response_mask  # [B, R], nats
-        rewards = add_at_last_token(-self.kl_coef * kl, scores.scores, rollout.response_mask)  # [B, R]
+        penalty = self.kl_penalty(rollout, kl)
+        clip = math.inf if c.score_clip is None else c.score_clip
+        rewards = add_at_last_token(-self.kl_coef * penalty, scores.scores.clamp(-clip, clip), rollout.response_mask)  # [B, R]
 
         updates: list[dict[str, float]] = []
-        for epoch in range(c.ppo_epochs):
-            for rows in self.minibatch_rows(index, epoch):
-                minibatch = self.advantages(rollout.rows(rows), rewards[rows])
-                updates.append(self.update(minibatch))
+        epochs: list[int] = []
+        for epoch, minibatch in self.minibatches(index, rollout, rewards):
+            updates.append(self.update(minibatch, first_pass=epoch == 0))
+            epochs.append(epoch)
+            if "stopped" in updates[-1]:
+                break
+        self.updater.updates = (index + 1) * self.updates_per_step  # the schedule goes on, whatever was left out
 
-        metrics = {"episodes": float((index + 1) * c.batch_size)} | self.metrics(rollout, scores, kl, rewards, updates)
-        if c.kl_target is not None and math.isfinite(metrics["kl"]):
+        metrics = {"episodes": float((index + 1) * c.batch_size), "kl_coef": self.kl_coef}
+        metrics |= rollout_metrics(rollout, scores, kl, self.kl_coef) | update_metrics(updates, epochs)
+        metrics["explained_variance"] = explained_variance(rollout.values, rewards, rollout.response_mask)
+        if self.true_score is not None:
+            metrics["true_score"] = float(self.score(rollout, self.true_score, fixed_score=False).scores.mean())
+        return metrics | self.adapt(rollout, metrics)
+
+    def adapt(self, rollout: Rollout, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Move what the next step shall find moved: the coefficients of both KLs, and a reference that follows."""
+        c, found = self.config, dict[str, float]()
+        target, kl = (c.kl_target, metrics["kl"]) if c.kl_target is not None else (c.kl_target_per_token, metrics["kl_per_token"])
+        if target is not None and math.isfinite(kl):
             self.kl_coef = adapted_kl_coef(
-                self.kl_coef, metrics["kl"], kl_target=c.kl_target, batch_size=c.batch_size, horizon=c.kl_horizon, clip=c.kl_clip
+                self.kl_coef, kl, kl_target=target, batch_size=c.batch_size, horizon=c.kl_horizon, clip=c.kl_clip
             )
-        return metrics
+        if c.old_kl_coef > 0:
+            found["old_kl_coef"] = self.old_kl_coef
+        if c.old_kl_target is not None:
+            found["old_kl_after"] = self.old_kl_after(rollout)
+            if math.isfinite(found["old_kl_after"]):
+                self.old_kl_coef = doubled_or_halved_kl_coef(self.old_kl_coef, found["old_kl_after"], kl_target=c.old_kl_target)
+        if self.moving_reference is not None:
+            self.moving_reference.follow(without_prefix("policy", self.updater.weights()))
+        return found
 
     def sample_rollout(self, index: int) -> Rollout:
-        """New episodes for step ``index``, with the values of their states."""
+        """New episodes for step ``index``, with the values of their states, and whole distributions where a setting asks for them."""
         rollout = self.rollouts.sample(index)
-        if self.actor_critic.value_network is None:
-            return rollout
-        own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
-        return replace(rollout, values=gather_rows(self.accelerator, self.values(own)))
+        if self.actor_critic.value_network is not None:
+            own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
+            rollout = replace(rollout, values=gather_rows(self.accelerator, self.values(own)))
+        if needs_distributions(self.config):
+            rollout = replace(rollout, distributions=self.rollouts.distributions(self.policy, rollout))
+        if needs_reference_distributions(self.config):
+            rollout = replace(rollout, reference_distributions=self.rollouts.distributions(self.reference, rollout))
+        return rollout
 
     @torch.no_grad()
     def values(self, rollout: Rollout) -> Float[Tensor, "B R"]:
@@ -227,12 +204,27 @@ class PPOTrainer:
         """r(x, y) of the truncated responses."""
         return self.rollouts.score(rollout, reward, fixed_score=fixed_score)
 
+    def kl_penalty(self, rollout: Rollout, kl: Float[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+        """What the reward pays of the KL on every token, nats, by the settings' estimator; 0 where the loss pays it."""
+        if self.config.kl_in == "loss":
+            return torch.zeros_like(kl)
+        if self.config.kl_estimator == "full":
+            return self.rollouts.full_kl(self.policy, rollout)
+        return kl_estimate(kl, torch.zeros_like(kl), self.config.kl_estimator)
+
+    def minibatches(self, index: int, rollout: Rollout, rewards: Float[Tensor, "B R"]) -> Iterator[tuple[int, Minibatch]]:
+        """(pass, episodes) of each update of a step, with whitened rewards and advantages of their own, or those of the whole batch."""
+        whole = self.advantages(rollout, rewards) if self.config.whiten_over == "batch" else None
+        for epoch in range(self.config.ppo_epochs):
+            for rows in self.minibatch_rows(index, epoch):
+                yield epoch, self.advantages(rollout.rows(rows), rewards[rows]) if whole is None else whole.rows(rows)
+
     def minibatch_rows(self, index: int, epoch: int) -> Iterator[Tensor]:
         order = epoch_order(derive_seed(self.seed, "ppo minibatches", index), epoch, self.config.batch_size)
         return iter(torch.tensor(order, device=self.accelerator.device).split(self.config.batch_size // self.config.minibatches))
 
     def advantages(self, rollout: Rollout, rewards: Float[Tensor, "B R"]) -> Minibatch:
-        """Whitening and GAE inside the minibatch, again in every epoch, as the 2019 code does."""
+        """Whitening and GAE, as the 2019 code does inside each minibatch, again in every epoch."""
         c, mask = self.config, rollout.response_mask
         if c.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
@@ -241,51 +233,71 @@ class PPOTrainer:
             advantages = whiten(advantages, mask)
         return Minibatch(rollout, advantages, returns)
 
-    def update(self, minibatch: Minibatch) -> dict[str, float]:
-        """One clipped update on a minibatch of the global batch."""
-        c, device = self.config, self.accelerator.device
-        own = minibatch.rows(torch.arange(len(minibatch.advantages), device=device)[my_rows(self.accelerator, len(minibatch.advantages))])
+    def update(self, minibatch: Minibatch, *, first_pass: bool = True) -> dict[str, float]:
+        """One update on a minibatch of the global batch; left out where the policy has gone further than ``stop_kl``."""
+        c, rows = self.config, len(minibatch.advantages)
+        own = minibatch.rows(my_rows(self.accelerator, rows))
         tokens = minibatch.rollout.response_mask.sum()
         seen: list[dict[str, Tensor]] = []
+        of_texts: list[dict[str, Tensor]] = []
+        measured: dict[str, float] = {}
         torch.manual_seed(derive_seed(self.seed, "ppo dropout", self.updater.updates, self.accelerator.process_index))
         self.updater.module.train()
 
-        def loss(module: nn.Module, part: Minibatch) -> Tensor:
-            r, mask = part.rollout, part.rollout.response_mask
-            outputs = module(
-                r.prompts, r.prompt_mask, r.responses, mask, temperature=self.rollouts.sampling.temperature,
-                suppressed=self.rollouts.suppressed, want_entropy=True,
-            )  # fmt: skip
-            policy_loss = ppo_clip_loss(outputs.logprobs, r.logprobs, part.advantages, clip_range=c.clip_range)
-            value_loss = clipped_value_loss(outputs.values, r.values, part.returns, value_clip_range=c.value_clip_range)
-            losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": outputs.entropy}
-            share = mask.sum() / tokens
-            seen.append(
-                {name: share * masked_mean(x.detach(), mask) for name, x in losses.items()}
-                | ratio_metrics(outputs.logprobs, r.logprobs, part.advantages, mask, clip_range=c.clip_range, share=share)
-            )
-            return share * masked_mean(policy_loss + c.value_coef * value_loss, mask)
+        def loss(module: nn.Module, part: Minibatch | list[Demonstration]) -> Tensor:
+            if isinstance(part, list):
+                assert self.ptx is not None
+                likelihood = self.ptx.loss(module, part)
+                of_texts.append({"ptx_loss": likelihood.detach()})
+                return self.ptx.config.coef * likelihood
+            share = part.rollout.response_mask.sum() / tokens
+            # The entropy of the policy that sampled is logged; that of the later passes is not worth its cost where the loss has none.
+            mean, metrics = self.loss(module, part, share, want_entropy=first_pass or c.entropy_coef > 0)
+            seen.append(metrics)
+            return share * mean
+
+        def near_enough() -> bool:
+            measured.update(combined(seen, self.accelerator))
+            return c.stop_kl is None or measured["old_kl"] <= c.stop_kl
 
         micro = [own.rows(rows) for rows in self.rollouts.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
-        step = self.updater.update(micro, loss, what="PPO", batch=own.tensors)
-        return step | combined(seen, self.accelerator)
+        texts = [] if self.ptx is None else self.ptx.parts(self.updater.updates, rows, c.micro_batch_tokens)
+        # careful: texts first, so that the last backward pass, after which processes meet, reaches every weight.
+        step = self.updater.update([*texts, *micro], loss, what="PPO", batch=own.tensors, accept=near_enough)
+        return step | (measured or combined(seen, self.accelerator)) | (combined(of_texts, self.accelerator) if texts else {})
 
-    def metrics(
-        self, rollout: Rollout, scores: Scores, kl: Float[Tensor, "B R"], rewards: Float[Tensor, "B R"], updates: list[dict[str, float]]
-    ) -> dict[str, float]:
-        """What is logged of a step. KL in nats per response; losses are means over the step's updates."""
-        metrics = rollout_metrics(rollout, scores, kl, self.kl_coef) | {"kl_coef": self.kl_coef}
-        metrics |= mean_of(updates, "entropy", "policy_loss", "value_loss", "approx_kl", "clip_fraction", "grad_norm")
-        metrics |= {
-            "ratio_max": max(u["ratio_max"] for u in updates),
-            "first_ratio_error": updates[0]["ratio_error"],
-            "explained_variance": explained_variance(rollout.values, rewards, rollout.response_mask),
-            "lr": updates[-1]["lr"],
-            "skipped": sum(u["skipped"] for u in updates),
+    def loss(self, module: nn.Module, part: Minibatch, share: Tensor, *, want_entropy: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the tokens of some episodes, and what is logged of them, weighted by their ``share`` of the minibatch."""
+        c, r, mask = self.config, part.rollout, part.rollout.response_mask
+        outputs = module(
+            r.prompts, r.prompt_mask, r.responses, mask, temperature=self.rollouts.sampling.temperature,
+            suppressed=self.rollouts.suppressed, want_entropy=want_entropy, kl_from=r.distributions,
+            kl_to=r.reference_distributions if c.kl_in == "loss" else None,
+        )  # fmt: skip
+        terms = {
+            "policy_loss": policy_loss(outputs, r, part.advantages, c),
+            "value_loss": clipped_value_loss(outputs.values, r.values, part.returns, value_clip_range=c.value_clip_range),
         }
-        if self.true_score is not None:
-            metrics["true_score"] = float(self.score(rollout, self.true_score, fixed_score=False).scores.mean())
-        return metrics
+        total = terms["policy_loss"] + c.value_coef * terms["value_loss"]
+        if want_entropy:
+            terms["entropy"] = outputs.entropy
+        if c.entropy_coef > 0:
+            total = total - c.entropy_coef * outputs.entropy
+        if c.old_kl_coef > 0:
+            total = total + self.old_kl_coef * old_kl(outputs, r)
+        if c.kl_in == "loss":
+            total = total + self.kl_coef * reference_kl(outputs, r, c)
+        metrics = {name: share * masked_mean(term.detach(), mask) for name, term in terms.items()} | ratio_metrics(
+            outputs.logprobs, r.logprobs, part.advantages, mask, clip_range=c.clip_range, share=share, old_kl=outputs.kl_from
+        )
+        return masked_mean(total, mask), metrics
+
+    def old_kl_after(self, rollout: Rollout) -> float:
+        """KL(the policy that sampled || the policy after its updates), nats per token."""
+        own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
+        logprobs = self.rollouts.logprobs(self.policy, own.prompts, own.prompt_mask, own.responses, own.response_mask)
+        kl = kl_estimate(rollout.logprobs, gather_rows(self.accelerator, logprobs), "k3")
+        return float(masked_mean(kl, rollout.response_mask))
 
     @property
     def reference(self) -> Policy:
@@ -294,15 +306,22 @@ class PPOTrainer:
     @property
     def kl_limit(self) -> float | None:
         """KL per response, nats, that the watch calls too far."""
-        return None if self.config.kl_target is None else 4 * self.config.kl_target
+        c = self.config
+        per_token = None if c.kl_target_per_token is None else c.kl_target_per_token * self.task.config.response_length
+        target = c.kl_target if c.kl_target is not None else per_token
+        return None if target is None else 4 * target
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.updater.weights() | with_prefix("optimizer", self.updater.state_dict())
+        moved = {} if self.moving_reference is None else with_prefix("reference", self.moving_reference.tensors())
+        return self.updater.weights() | with_prefix("optimizer", self.updater.state_dict()) | moved
 
     def state(self) -> dict[str, Any]:
-        return {**self.updater.state(), "kl_coef": self.kl_coef}
+        return {**self.updater.state(), "kl_coef": self.kl_coef, "old_kl_coef": self.old_kl_coef}
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.updater.load_weights({name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")})
+        apart = ("optimizer.", "reference.")
+        self.updater.load_weights({name: tensor for name, tensor in tensors.items() if not name.startswith(apart)})
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
-        self.kl_coef = float(state["kl_coef"])
+        if self.moving_reference is not None:
+            self.moving_reference.load(without_prefix("reference", tensors))
+        self.kl_coef, self.old_kl_coef = float(state["kl_coef"]), float(state["old_kl_coef"])

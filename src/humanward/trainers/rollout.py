@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from humanward.data import Task
 from humanward.data.batches import index_order, left_pad
 from humanward.errors import UserError
-from humanward.models import Policy, RewardEnsemble, RewardModel, check_context, sample_responses
+from humanward.models import NextTokens, Policy, RewardEnsemble, RewardModel, check_context, sample_responses
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
 from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
@@ -34,10 +34,19 @@ class Rollout:
     values: Float[Tensor, "B *K R"]
     """Of the state before each token, score units; 0 where nothing gives values."""
     reference_logprobs: Float[Tensor, "B *K R"]
+    distributions: NextTokens | None = None
+    """What the tokens were drawn from, where a KL over the vocabulary needs it."""
+    reference_distributions: NextTokens | None = None
+    """The reference's at the same tokens."""
 
     def rows(self, index: Tensor | slice) -> Self:
         """The prompts of ``index`` with all their responses."""
-        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+        parts = (getattr(self, f.name) for f in fields(self))
+        return type(self)(*(None if part is None else part[index] for part in parts))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name; without distributions."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
 
 class RolloutSampler:
@@ -109,6 +118,32 @@ class RolloutSampler:
             )  # fmt: skip
             logprobs[rows] = outputs.logprobs
         return logprobs
+
+    @torch.no_grad()
+    def distributions(self, policy: Policy, rollout: Rollout) -> NextTokens:
+        """A policy's distributions at the tokens of a rollout, as they are now."""
+        own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
+        width = policy.head.weight.shape[1]
+        states = torch.zeros(*own.responses.shape, width, device=own.responses.device, dtype=policy.head.weight.dtype)
+        for rows in self.micro_batches(own.prompt_mask, own.response_mask):
+            part = own.rows(rows)
+            outputs = policy(part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=1.0, want_states=True)
+            states[rows] = outputs.states
+        return policy.next_tokens(gather_rows(self.accelerator, states))
+
+    @torch.no_grad()
+    def full_kl(self, policy: Policy, rollout: Rollout) -> Float[Tensor, "B *K R"]:
+        """KL(policy || reference) over the vocabulary at each token, nats; 0 on pads. Needs the reference's distributions."""
+        own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
+        kl = torch.zeros(own.responses.shape, device=own.responses.device)
+        for rows in self.micro_batches(own.prompt_mask, own.response_mask):
+            part = own.rows(rows)
+            outputs = policy(
+                part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=self.sampling.temperature,
+                suppressed=self.suppressed, kl_to=part.reference_distributions,
+            )  # fmt: skip
+            kl[rows] = outputs.kl_to
+        return gather_rows(self.accelerator, kl)
 
     def micro_batches(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B *K R"]) -> list[Int[Tensor, " rows"]]:
         """Prompts that share a forward, with all their responses."""

@@ -50,7 +50,9 @@ def truncated(task: Task, responses: Int[Tensor, "*B R"], response_mask: Bool[Te
 def score_episodes(
     task: Task, reward: Score | RewardModel | RewardEnsemble, episodes: Episodes, *, fixed_score: bool = True, rows_at_once: int = 64
 ) -> Scores:
-    """r(x, y) of the truncated responses, replaced by the task's fixed score where the end is missing (unless ``fixed_score`` is False)."""
+    """r(x, y) of the truncated responses; where the end is missing, less the task's penalty or replaced by its fixed score, unless
+    ``fixed_score`` is False.
+    """
     mask, found = truncated(task, episodes.responses, episodes.response_mask)
     if isinstance(reward, RewardModel | RewardEnsemble):
         scores = _model_scores(reward, episodes, mask, rows_at_once)
@@ -60,8 +62,11 @@ def score_episodes(
         repeated = [prompt for prompt in prompts for _ in range(len(responses) // len(prompts))]
         scores = call_score(reward, repeated, responses).view(found.shape)
     scores = scores.to(episodes.responses.device)
-    fixed = task.config.missing_truncation_score if fixed_score else None
-    return Scores(scores if fixed is None else scores.where(found, fixed), found, mask)
+    if fixed_score:
+        scores = scores - task.config.missing_eos_penalty * ~found
+        if task.config.missing_truncation_score is not None:
+            scores = scores.where(found, task.config.missing_truncation_score)
+    return Scores(scores, found, mask)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from humanward.data import Task, TaskConfig
 from humanward.errors import RunError
 from humanward.models import Policy, RewardModel
 from humanward.records import Comparison, Prompt, Response
-from humanward.trainers.ppo import PPOConfig, PPOTrainer
+from humanward.trainers.ppo import PPOTrainer
+from humanward.trainers.ppo_config import PPOConfig
 from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
 from humanward.trainers.scoring import Episodes
 

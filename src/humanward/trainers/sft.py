@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from humanward.config import Config
 from humanward.data.batches import epoch_order, left_pad, right_pad
 from humanward.data.demonstrations import Demonstration
 from humanward.errors import UserError
-from humanward.models import Policy, check_context
+from humanward.models import Policy, ResponseOutputs, check_context
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.updates import Updater, micro_batches, my_rows, with_prefix, without_prefix
@@ -124,7 +124,9 @@ class SFTTrainer:
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
 
 
-def demonstration_loss(module: nn.Module, rows: Sequence[Demonstration], policy: Policy, device: torch.device) -> Tensor:
+def demonstration_loss(
+    module: Callable[..., ResponseOutputs], rows: Sequence[Demonstration], policy: Policy, device: torch.device
+) -> Tensor:
     """Negative log-likelihood of the responses, nats, summed over tokens. A text without a prompt begins at the end-of-text token."""
     start = policy.tokenizer.bos_token_id if policy.tokenizer.bos_token_id is not None else policy.tokenizer.eos_token_id
     first = start if isinstance(start, int) else 0

@@ -33,13 +33,15 @@ class Updater:
         total_updates: the schedule ends at this many updates.
         adam_eps_hat: put epsilon outside the bias correction, as TensorFlow's Adam does ("epsilon hat" of Kingma and Ba 2015, section 2);
             PyTorch has it inside, which makes the first updates much larger (Huang et al. 2024, "N implementation details").
+        warmup_updates: a cosine or constant rate rises over so many.
         max_grad_norm: clip the gradient's norm; None: no clipping (2019).
+        lr_scale: of a weight, by its name: its learning rate in units of ``lr``.
     """
 
     def __init__(
         self, module: nn.Module, accelerator: Accelerator, *, lr: float, total_updates: int, lr_schedule: Schedule, adam_eps: float,
         adam_eps_hat: bool = False, adam_betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0, warmup_updates: int = 0,
-        max_grad_norm: float | None = None,
+        max_grad_norm: float | None = None, lr_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:  # fmt: skip
         self.accelerator = accelerator
         self.lr, self.total_updates, self.lr_schedule, self.warmup_updates = lr, total_updates, lr_schedule, warmup_updates
@@ -48,10 +50,18 @@ class Updater:
         self.named = {name: p if p.element_size() > 2 else nn.Parameter(p.detach().float()) for name, p in self.trained.items()}
         """What the optimiser works on: the weights, or the float32 copies of 16-bit ones."""
         self.copied = [name for name, p in self.trained.items() if p is not self.named[name]]
-        optimizer = torch.optim.AdamW(self.named.values(), lr=lr, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, fused=True)
+        scales = {name: lr_scale(name) for name in self.named}
+        groups = [
+            {"params": [self.named[name] for name in scales if scales[name] == scale], "scale": scale}
+            for scale in sorted({*scales.values()})
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, fused=True)
         self.bare = module
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.updates = 0
+        """Where the schedule is: updates made, left out and passed over."""
+        self.applied = 0
+        """Updates that Adam has made."""
         self.bad_in_a_row = 0
 
     def current_lr(self) -> float:
@@ -60,21 +70,23 @@ class Updater:
             return self.lr * linear_to_zero(self.updates, self.total_updates)
         if self.lr_schedule == "cosine":
             return self.lr * cosine(self.updates, self.total_updates, self.warmup_updates)
-        return self.lr
+        return self.lr * min(1.0, (self.updates + 1) / (self.warmup_updates + 1))
 
     def update(
         self, micro_batches: Sequence[T], loss: Callable[[nn.Module, T], Tensor], *, what: str,
-        batch: Callable[[], Mapping[str, Tensor]] = dict,
+        batch: Callable[[], Mapping[str, Tensor]] = dict, accept: Callable[[], bool] = lambda: True,
     ) -> dict[str, float]:  # fmt: skip
         """One step. ``loss`` gives a micro-batch's share of the global batch's loss.
 
-        A loss or gradient that is not finite is not applied: the weights stay, ``skipped`` is 1.
+        A loss or gradient that is not finite is not applied: the weights stay, ``skipped`` is 1. Nor is one that ``accept`` refuses, which
+        is asked when all losses are known: there is a ``stopped`` then.
 
         Args:
             micro_batches: the batch, in parts.
             loss: of one part.
             what: is trained, for messages.
             batch: what to keep of the batch when the training has to end.
+            accept: whether to apply the update.
 
         Returns:
             The loss over the global batch, the gradient's norm before clipping, the learning rate, and whether the update was skipped.
@@ -108,18 +120,23 @@ class Updater:
             return {"loss": float(total), "grad_norm": float(norm), "lr": self.current_lr(), "skipped": 1.0}
         self.bad_in_a_row = 0
         lr = self.current_lr()
+        metrics = {"loss": float(total), "grad_norm": float(norm), "lr": lr, "skipped": 0.0}
+        if not accept():
+            self.updates += 1
+            return metrics | {"stopped": 1.0}
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
             # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; epsilon divided by the same stays outside the correction.
-            group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.updates + 1)) if self.adam_eps_hat else self.adam_eps
+            group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.applied + 1)) if self.adam_eps_hat else self.adam_eps
         self.optimizer.step()
         self._round()
         self.updates += 1
-        return {"loss": float(total), "grad_norm": float(norm), "lr": lr, "skipped": 0.0}
+        self.applied += 1
+        return metrics
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must have besides tensors."""
-        return {"updates": self.updates, "bad_in_a_row": self.bad_in_a_row}
+        return {"updates": self.updates, "applied": self.applied, "bad_in_a_row": self.bad_in_a_row}
 
     @torch.no_grad()
     def _move_gradients(self) -> None:
@@ -168,13 +185,13 @@ class Updater:
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` and ``state`` gave."""
-        updates = int(given["updates"])
+        applied = int(given["applied"])
         state = self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
         for name, p in self.named.items():
-            moments: dict[str, Any] = {m: tensors[f"{m}.{name}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq") if updates}
+            moments: dict[str, Any] = {m: tensors[f"{m}.{name}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq") if applied}
             if moments:
-                state[p] = {"step": torch.tensor(float(updates), device=p.device), **moments}
-        self.updates, self.bad_in_a_row = updates, int(given["bad_in_a_row"])
+                state[p] = {"step": torch.tensor(float(applied), device=p.device), **moments}
+        self.updates, self.applied, self.bad_in_a_row = int(given["updates"]), applied, int(given["bad_in_a_row"])
 
 
 def micro_batches(lengths: Sequence[int], tokens: int | None, device: torch.device) -> list[list[int]]:
