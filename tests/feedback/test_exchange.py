@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from humanward.errors import UserError
 from humanward.feedback import Store
-from humanward.feedback.exchange import Imported, Part, Spool, import_file, read_exact, write_exact
+from humanward.feedback.exchange import Imported, Part, Spool, import_file, read_exact, streaming, write_exact
 from humanward.records import Question
 from humanward.records.files import Faults, InputFile
 
@@ -99,3 +100,8 @@ def test_a_fault_of_the_last_event_takes_everything_back(store: Store, ask: Call
     with pytest.raises(UserError, match=r"x.jsonl:5: ann has answered question q2 before"):
         import_bytes(store, b"".join(lines), tmp_path / "x.jsonl")
     assert exact_bytes(store) == before
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud83d\\ude00 \\u0000 é", "b": [1, 2.5, 1e400, -0.0, null, true]}', '{"half": "\\ud83d"}'])
+def test_json_out_of_the_store_is_what_the_standard_library_reads(text: str) -> None:
+    assert streaming._parsed(text) == json.loads(text)

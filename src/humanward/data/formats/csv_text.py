@@ -18,8 +18,7 @@ _MARKED = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
 
 def escaped(value: Any) -> Any:
     """A text with ' in front where a spreadsheet would run it. Numbers stay numbers, None is an empty cell."""
-    # The first sign is looked at before the pattern: most of a large export is cells that begin with a letter.
-    return f"'{value}" if isinstance(value, str) and value[:1] in _SUSPECT and _FORMULA.match(value) else value
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def unescaped(cell: str) -> str:
@@ -41,7 +40,9 @@ class CsvWriter:
         return self._file.write(text.encode("utf-8"))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        self._writer.writerow([escaped(row.get(name)) for name in self._columns])
+        cells = [row.get(name) for name in self._columns]
+        # The first sign is looked at before anything is called: most of a large export is cells that begin with a letter.
+        self._writer.writerow([escaped(cell) if isinstance(cell, str) and cell[:1] in _SUSPECT else cell for cell in cells])
 
 
 def read_csv(file: InputFile) -> Iterator[tuple[str, dict[str, str]]]:

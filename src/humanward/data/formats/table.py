@@ -6,7 +6,7 @@ A file of ``prompt``, ``responses``, ``best`` is the same table with most column
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from humanward.data.formats.rows import Labeled, Row, asked, is_number, is_whole, numeric, said, short, written
@@ -39,16 +39,31 @@ def read(row: Row) -> Iterator[Labeled]:
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
-    """One row. Lists stay lists; ``cells`` makes text of them."""
-    return [
-        {
-            "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
-            "prompt": question.prompt.text, "responses": [response.text for response in question.responses],
-            "answer": json.dumps(label.answer), "seconds": label.seconds, "confidence": label.confidence, "comment": label.comment,
-            "adjudication": label.adjudication, "instructions": label.instructions,
-            "permutation": list(label.permutation), "question_id": question.id, "event_id": label.id,
-        }
-    ], 0  # fmt: skip
+    """One row, lists as lists."""
+    lists = {
+        "responses": [response.text for response in question.responses], "answer": json.dumps(label.answer),
+        "permutation": list(label.permutation),
+    }  # fmt: skip
+    return [_plain(question, label) | lists], 0
+
+
+def write_cells(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
+    """One row for CSV: a column per response; responses are counted from 1, as the columns are."""
+    row = _plain(question, label)
+    for number, response in enumerate(question.responses, start=1):
+        row[f"response_{number}"] = response.text
+    row["answer"] = _spelled(label.kind, label.answer)
+    row["permutation"] = " ".join([str(index + 1) for index in label.permutation])
+    return [row], 0
+
+
+def _plain(question: Question, label: Label) -> dict[str, Any]:
+    """What is no list."""
+    return {
+        "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
+        "prompt": question.prompt.text, "seconds": label.seconds, "confidence": label.confidence, "comment": label.comment,
+        "adjudication": label.adjudication, "instructions": label.instructions, "question_id": question.id, "event_id": label.id,
+    }  # fmt: skip
 
 
 def header(most: int) -> list[str]:
@@ -68,15 +83,6 @@ def header(most: int) -> list[str]:
         "question_id",
         "event_id",
     ]
-
-
-def cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of ``write`` for CSV: a column per response; responses are counted from 1, as the columns are."""
-    flat = {name: value for name, value in row.items() if name not in ("responses", "answer", "permutation")}
-    flat |= {f"response_{number}": text for number, text in enumerate(row["responses"], start=1)}
-    flat["permutation"] = " ".join(str(index + 1) for index in row["permutation"])
-    flat["answer"] = _spelled(row["kind"], json.loads(row["answer"]))
-    return flat
 
 
 def _spelled(kind: str, answer: Any) -> Any:

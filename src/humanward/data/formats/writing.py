@@ -74,14 +74,14 @@ def write_labels(
         raise UserError(f"{format}: written as {' or '.join(writer.containers)}, not as {container}; choose another name for the file")
     done = Written()
     sink = _SINKS[container](file, _columns(writer, format, most_responses, names))
-    in_cells = format == "table" and container == "csv"
+    rows_of = table.write_cells if format == "table" and container == "csv" else writer.rows
     for question, label in labeled:
-        rows, left_out = writer.rows(question, label)
+        rows, left_out = rows_of(question, label)
         done.labels, done.rows, done.left_out = done.labels + 1, done.rows + len(rows), done.left_out + left_out
         for row in rows:
             if names is not None:
                 row["name"] = names.get(label.labeler, "")
-            sink.row(table.cells(row) if in_cells else row)
+            sink.row(row)
         progress(done.labels)
     sink.end()
     return done
