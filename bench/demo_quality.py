@@ -67,6 +67,8 @@ The policy is tuned on the learned reward; the scores that decide here are the l
 Intervals are 95 %.
 
 """
+MARK = "<!-- From here on not made by bench/demo_quality.py. -->"
+"""What stands behind it in the page stays."""
 FOOT = """
 - *Preferred*: one response of each policy to each prompt, ties counting half, with Wilson's interval.
 - *KL*: of the tokens that the labeler sees, sampled, with a bootstrap interval.
@@ -128,7 +130,8 @@ def main() -> None:
         rows.append(figures(folder, seed))
         print(json.dumps(rows[-1] | {"missed": missed(rows[-1])}), flush=True)
     if args.write is not None:
-        args.write.write_text(page(rows))
+        _, mark, rest = args.write.read_text().partition(MARK) if args.write.exists() else ("", "", "")
+        args.write.write_text(page(rows) + (f"\n{mark}{rest}" if mark else ""))
 
 
 if __name__ == "__main__":

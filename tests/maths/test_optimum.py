@@ -85,6 +85,12 @@ def test_best_of_n_by_hand():
     assert frontier[2] == (pytest.approx(math.log(3) - 2 / 3), pytest.approx(4.0))
 
 
+def test_best_of_n_by_another_score_is_what_it_would_choose():
+    # Chosen by 4, 1, 2, worth 0, 5, 1. Best of 2: {1, 2} -> 1, {1, 4} -> 0, {2, 4} -> 0: 1/3; of 3: 0; of 1: the mean, 2
+    chosen, worth = torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([[0.0, 5.0, 1.0]])
+    assert [score for _, score in best_of_n_frontier(chosen, [1, 2, 3], worth)] == pytest.approx([2.0, 1 / 3, 0.0])
+
+
 @given(score_rows)
 def test_best_of_n_is_the_mean_over_all_subsets(rows):
     samples = len(rows[0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from humanward.maths import bootstrap_interval, clopper_pearson, sign_test, wilson_interval, win_rate
+from humanward.maths import bootstrap_interval, clopper_pearson, sign_test, t_interval, wilson_interval, win_rate
 
 counts = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -167,3 +167,22 @@ def test_statistics_and_schedules_need_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_t_interval_by_hand():
+    """1, 2, 3: mean 2, s 1, t(2) at 97.5 % is 4.30265: 2 -+ 4.30265 / sqrt(3)."""
+    assert t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-5)
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_t_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    ends = [t_interval(rng.normal(3.0, 2.0, size=3)) for _ in range(4000)]
+    # four standard errors of a share of 4000
+    assert np.mean([low <= 3.0 <= high for low, high in ends]) == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 4000) ** 0.5)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")]])
+def test_t_interval_refuses_what_says_nothing_of_spread(values):
+    with pytest.raises(ValueError, match="two finite values"):
+        t_interval(values)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from humanward.report.text import clipped, decimal, duration, interval, memory, percent, visible, without_secrets
+from humanward.report.text import clipped, decimal, duration, estimate, interval, memory, percent, visible, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,11 @@ def test_cutting_is_said():
 )
 def test_secrets_stay_at_home(key: str, value: str, shown: str):
     assert without_secrets(key, value) == shown
+
+
+def test_an_estimate_has_the_places_of_its_interval() -> None:
+    assert estimate(0.00203, -0.41879, 0.42285) == "0.00 [−0.42, 0.42]"
+    assert estimate(1234.5, 1200.2, 1268.8) == "1234 [1200, 1269]"
+    assert estimate(0.000123, 0.00012, 0.000126, sign=True) == "+0.0001230 [0.0001200, 0.0001260]"
+    assert estimate(2.5, None, None) == "2.50"
+    assert estimate(4.0, 4.0, 4.0) == "4 [4, 4]"

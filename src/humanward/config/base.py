@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,15 @@ class Config(BaseModel):
         """
         layers = [preset_layer(preset)] if preset is not None else []
         layers += [read_layer(Path(path))] if path is not None else []
-        layers += [_override_layer(override) for override in overrides]
+        return cls.of_layers([*layers, *map(override_layer, overrides)])
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[Layer]) -> Self:
+        """Settings of several sources over the defaults; the later wins, section by section.
+
+        Raises:
+            UserError: one line for every fault found, with the place that its layer names.
+        """
         values: dict[str, Any] = {}
         origins: dict[Key, str] = {}
         faults = [fault for layer in layers for fault in layer.faults]
@@ -61,7 +69,7 @@ class Config(BaseModel):
         return config
 
 
-def _override_layer(override: str) -> Layer:
+def override_layer(override: str) -> Layer:
     """``ppo.kl_coef=0.1`` as a layer of its own."""
     source = f"override {override}"
     name, equals, text = override.partition("=")

@@ -102,7 +102,7 @@ if TYPE_CHECKING:
         mixture_capital,
         stopping_reason,
     )
-    from humanward.maths.statistics import WinRate, bootstrap_interval, clopper_pearson, sign_test, wilson_interval, win_rate
+    from humanward.maths.statistics import WinRate, bootstrap_interval, clopper_pearson, sign_test, t_interval, wilson_interval, win_rate
     from humanward.maths.value_losses import clipped_value_loss
     from humanward.maths.whitening import whiten
 
@@ -214,6 +214,7 @@ __all__ = [
     "simpo_loss",
     "sppo_hard_loss",
     "stopping_reason",
+    "t_interval",
     "truncate_at",
     "trust_region_loss",
     "whiten",
@@ -315,7 +316,7 @@ _MODULES = {
         "mixture_capital",
         "stopping_reason",
     ),
-    "statistics": ("WinRate", "bootstrap_interval", "clopper_pearson", "sign_test", "wilson_interval", "win_rate"),
+    "statistics": ("WinRate", "bootstrap_interval", "clopper_pearson", "sign_test", "t_interval", "wilson_interval", "win_rate"),
     "value_losses": ("clipped_value_loss",),
     "whitening": ("whiten",),
 }

@@ -77,7 +77,9 @@ def reweighted_frontier(scores: Float[Tensor, "P S"], betas: Sequence[float]) ->
     return frontier
 
 
-def best_of_n_frontier(scores: Float[Tensor, "P S"], ns: Sequence[int]) -> list[tuple[float, float]]:
+def best_of_n_frontier(
+    scores: Float[Tensor, "P S"], ns: Sequence[int], values: Float[Tensor, "P S"] | None = None
+) -> list[tuple[float, float]]:
     """KL and expected score of answering with the best of n samples of the reference.
 
         KL    = log n - (n - 1) / n
@@ -90,6 +92,8 @@ def best_of_n_frontier(scores: Float[Tensor, "P S"], ns: Sequence[int]) -> list[
     Args:
         scores: of S responses per prompt, sampled from the reference.
         ns: 1 to S.
+        values: what is averaged over the responses that the scores choose, such as the truth that a reward model stands for; None: the
+            scores themselves.
 
     Returns:
         (KL in nats per response, expected score) for each n. n = 1 gives (0, mean), n = S the mean of the maxima.
@@ -97,7 +101,7 @@ def best_of_n_frontier(scores: Float[Tensor, "P S"], ns: Sequence[int]) -> list[
     Raises:
         ValueError: an n is outside 1 to S.
     """
-    ordered = scores.double().sort(dim=-1).values
+    ordered = (scores if values is None else values).double().gather(-1, scores.argsort(dim=-1))
     samples = ordered.shape[-1]
     frontier = []
     for n in ns:

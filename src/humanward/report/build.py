@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from humanward.report import sections
+from humanward.report.page import page
 from humanward.report.reading import Run, number, read_run, rows, section
 from humanward.report.svg import house_settings
-from humanward.report.text import decimal, interval, percent, visible
+from humanward.report.text import decimal, interval, percent
 from humanward.storage.files import write_bytes
 
 if TYPE_CHECKING:
@@ -32,14 +27,8 @@ def build_report(run_folder: Path) -> Path:
     run = read_run(run_folder)
     with house_settings():
         context = _context(run)
-    style = Markup(_asset("style.css"))
-    # The policy allows this one style sheet by its hash and nothing else: were markup injected, a browser would still load and run nothing.
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(_asset("report.html.jinja")).render(style=style, policy=policy, **context)
     path = run_folder / "report.html"
-    write_bytes(path, html.encode())
+    write_bytes(path, page("report.html.jinja", context))
     return path
 
 
@@ -189,14 +178,3 @@ def _progress(run: Run) -> str:
     place = [f"stage {stage}"]
     place += [f"{key} {decimal(value, 9)}" for key in ("round", "step") if (value := number(run.state.get(key))) is not None]
     return ", ".join(place)
-
-
-def _shown(value: object) -> object:
-    """Jinja's finalize: every foreign string passes here before it is escaped."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return visible(value)
-    return value
-
-
-def _asset(name: str) -> str:
-    return resources.files("humanward.report").joinpath(name).read_text(encoding="utf-8")

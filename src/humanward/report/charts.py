@@ -252,6 +252,64 @@ def curve(data: Curve, *, width: str = "small") -> Figure:
     return figure
 
 
+ARM_COLOURS = ("blue", "orange", "green", "ink", "grey")
+"""Of the palette, for what is compared; behind the last of them the line is dashed and they come again."""
+ARM_STYLES = (("solid", "-"), ("dashed", (0, (5, 2))), ("dotted", (0, (1, 1.5))))
+
+
+def arm_look(index: int) -> tuple[str, str]:
+    """(colour, style) by name, of the arm at this place; the same in every chart of a page."""
+    return ARM_COLOURS[index % len(ARM_COLOURS)], ARM_STYLES[index // len(ARM_COLOURS) % len(ARM_STYLES)][0]
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """One arm of a comparison: (x, mean, low, high) at each point, and its place among the arms."""
+
+    index: int
+    points: list[tuple[float, float, float | None, float | None]]
+
+
+def comparison(
+    arms: Sequence[ArmCurve], *, x_label: str, beside: Sequence[tuple[str, list[tuple[float, float]]]] = (), width: str = "small"
+) -> Figure:
+    """Means with the bands of their intervals; lines ``beside`` are named where they end. Arms are told apart by a legend outside."""
+    styles = dict(ARM_STYLES)
+    with _axes(width, 200 if width == "small" else 260) as (figure, axes):
+        for arm in arms:
+            colour = PALETTE[arm_look(arm.index)[0]]
+            known = [(x, low, high) for x, _, low, high in arm.points if low is not None and high is not None]
+            if known:
+                xs, lows, highs = (list(part) for part in zip(*known, strict=True))
+                axes.fill_between(xs, lows, highs, color=colour, alpha=0.16, linewidth=0)
+        for arm in arms:
+            colour, style = arm_look(arm.index)
+            dot = "o" if len(arm.points) == 1 else ""
+            axes.plot([p[0] for p in arm.points], [p[1] for p in arm.points], color=PALETTE[colour], linestyle=styles[style], marker=dot)
+        heights = [p[1] for arm in arms for p in arm.points]
+        right = max((p[0] for arm in arms for p in arm.points), default=0.0)
+        for name, line in beside:
+            shown = [p for p in line if p[0] <= 1.15 * right] or line[:1]
+            axes.plot(*zip(*shown, strict=True), color=MUTED, linewidth=1.3, linestyle=(0, (5, 3)))
+            axes.annotate(name, shown[-1], (-2, 3), textcoords="offset points", color=MUTED, fontsize=11, ha="right")
+            heights += [y for _, y in shown]
+        _frame(axes, heights)
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.margins(x=0.01)
+    return figure
+
+
+def _frame(axes: Axes, heights: Sequence[float]) -> None:
+    """The means decide the frame: a wide interval of few seeds would press them together."""
+    if heights and max(heights) > min(heights):
+        room = 0.35 * (max(heights) - min(heights))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, min(heights) - room), min(high, max(heights) + room))
+
+
 def _short(value: float, _: int | None = None) -> str:
     if abs(value) >= 1e6:
         return f"{value / 1e6:g} M"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -81,6 +82,16 @@ def interval(low: float | None, high: float | None, show: str = "decimal") -> st
     if show == "percent":
         return f"{100 * low:.1f} to {100 * high:.1f} %".replace("-", MINUS).replace(" ", NO_BREAK)
     return f"{decimal(low)} to {decimal(high)}".replace(" ", NO_BREAK)
+
+
+def estimate(mean: float, low: float | None, high: float | None, *, sign: bool = False) -> str:
+    """``mean [low, high]``, all with as many places as two digits of half the interval take; the mean alone where there is none."""
+    plus = "+" if sign and mean > 0 else ""
+    if low is None or high is None:
+        return plus + decimal(mean)
+    half = (high - low) / 2
+    places = min(max(1 - math.floor(math.log10(half)), 0), 9) if half > 0 else max(len(decimal(mean).partition(".")[2]), 0)
+    return f"{plus}{mean:.{places}f} [{low:.{places}f}, {high:.{places}f}]".replace("-", MINUS)
 
 
 def memory(size: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from humanward.data.batches import epoch_order
+from humanward.data.batches import epoch_order, left_pad, right_pad
 from humanward.evaluation.text_quality import text_quality
 from humanward.evaluation.win_rates import accuracy_row, mean_with_interval, win_rates
 from humanward.feedback import Snapshot
@@ -39,6 +40,8 @@ class Answers:
     """log policy - log reference of the tokens that a policy is trained on, nats per response: one-sample estimates of the KL."""
     reference_bits: float
     """Bits per byte that the reference, at temperature 1, needs for the shown texts: low is text that it finds ordinary."""
+    held_out_bits: float
+    """Bits per byte that the policy itself needs for the prompts, which it was not tuned on: high is language that it has unlearned."""
 
 
 def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -57,7 +60,12 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "prompts": len(prompts),
         "kl": {name: mean_with_interval(a.kl, seed=context.seed("bootstrap")) for name, a in answers.items() if name != "reference"},
         "text_quality": {
-            name: {**text_quality(a.tokens, [p.tokens for p in prompts]), "bits_per_byte": a.reference_bits} for name, a in answers.items()
+            name: {
+                **text_quality(a.tokens, [p.tokens for p in prompts]),
+                "bits_per_byte": a.reference_bits,
+                "held_out_bits_per_byte": a.held_out_bits,
+            }
+            for name, a in answers.items()
         },
         "labels": label_counts(context, last),
     }
@@ -67,8 +75,10 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if scores:
         results |= comparison_of_scores(context, scores)
     if context.score is not None:
-        results["frontier"] = frontier(context, reference, prompts, scores, results)
-        results["reward_model"] = reward_model_accuracy(context, reference, prompts)
+        if context.config.evaluation.frontier_prompts:
+            results["frontier"] = frontier(context, reference, prompts, scores, results)
+        if context.config.evaluation.questions:
+            results["reward_model"] = reward_model_accuracy(context, reference, prompts)
     elif rows := measured_reward_models(context):
         results["reward_model"] = rows
     return results, shown(context, prompts, answers, scores)
@@ -94,7 +104,21 @@ def answer(context: Context, policy: Policy, reference: Policy, prompts: Sequenc
         tokens += [tuple(row[keep].tolist()) for row, keep in zip(responses, seen, strict=True)]
         context.progress("evaluate", min(start + ROWS, len(prompts)), len(prompts), {})
     size = sum(len(text.encode()) for text in shown_texts)
-    return Answers(shown_texts, tokens, kl, nats / max(size, 1) / 0.6931471805599453)
+    return Answers(shown_texts, tokens, kl, nats / max(size, 1) / math.log(2), held_out_bits(context, policy, prompts))
+
+
+@torch.no_grad()
+def held_out_bits(context: Context, policy: Policy, prompts: Sequence[Prompt]) -> float:
+    """Bits per byte that a policy needs at temperature 1 for all tokens of the prompts but the first."""
+    nats, size = 0.0, 0
+    rows = [p.tokens for p in prompts if len(p.tokens) > 1]
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        first, rest = left_pad([row[:1] for row in part], policy.pad_id), right_pad([row[1:] for row in part], policy.pad_id)
+        prompt, prompt_mask, text, mask = (x.to(context.accelerator.device) for x in (*first, *rest))
+        nats -= float((policy(prompt, prompt_mask, text, mask, temperature=1.0).logprobs * mask).sum())
+        size += sum(len(context.task.decode(row[1:]).encode()) for row in part)
+    return nats / max(size, 1) / math.log(2)
 
 
 @torch.no_grad()
@@ -154,12 +178,17 @@ def frontier(
     assert context.score is not None
     settings = context.config.evaluation
     rows: list[list[float]] = []
+    learned: list[Tensor] = []
+    model = context.reward_model(context.config.labels.rounds) if context.config.fits_reward else None
     some = prompts[: settings.frontier_prompts]
     for start in range(0, len(some), 8):
         part = some[start : start + 8]
-        _, _, samples = context.sample(reference, part, "frontier", start, num_responses=settings.frontier_samples)
+        ids, prompt_mask, samples = context.sample(reference, part, "frontier", start, num_responses=settings.frontier_samples)
         flat, mask = samples.responses.flatten(0, 1), samples.response_mask.flatten(0, 1)
         seen, _ = truncated(context.task, flat, mask)
+        if model is not None:
+            with torch.no_grad():
+                learned.append(model(ids, prompt_mask, samples.responses, seen.view_as(samples.response_mask)).double().cpu())
         repeated = [p.text for p in part for _ in range(settings.frontier_samples)]
         found = [float(s) for s in context.score(repeated, texts(context.task, flat, seen))]
         rows += [found[i : i + settings.frontier_samples] for i in range(0, len(found), settings.frontier_samples)]
@@ -167,11 +196,13 @@ def frontier(
     table = torch.tensor(rows, dtype=torch.float64)
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= settings.frontier_samples]
     best = best_of_n_frontier(table, ns)
+    by_model = best_of_n_frontier(torch.cat(learned), ns, table) if learned else []
     tuned = context.config.method
     path = [[row["kl"], row["true_score"]] for row in context.log.read() if row["stage"] == tuned and {"kl", "true_score"} <= row.keys()]
     return {
         "optimum": [list(point) for point in reweighted_frontier(table, BETAS)],
         "best_of_n": [[n, *point] for n, point in zip(ns, best, strict=True)],
+        "best_of_n_by_model": [[n, *point] for n, point in zip(ns, by_model, strict=False)],
         "path": path,
         "policy": [results["kl"][tuned]["mean"], results["scores"][tuned]["mean"]] if "scores" in results else [],
         "reference": [0.0, sum(scores["reference"]) / len(scores["reference"])],

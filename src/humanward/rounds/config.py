@@ -77,12 +77,12 @@ class EvaluationConfig(Config):
 
     prompts: PositiveInt = 400
     """Fresh prompts on which policies are compared, one response each."""
-    frontier_prompts: PositiveInt = 32
-    """Of these, prompts on which the reference is sampled many times for the analytic optimum and best-of-n."""
+    frontier_prompts: NonNegativeInt = 32
+    """Of these, prompts on which the reference is sampled many times for the analytic optimum and best-of-n; 0 leaves them out."""
     frontier_samples: PositiveInt = 64
     """Samples of the reference for each of them."""
-    questions: PositiveInt = 200
-    """Held-out best-of-K questions for the accuracy of the reward models."""
+    questions: NonNegativeInt = 200
+    """Held-out best-of-K questions for the accuracy of the reward models; 0 leaves it out."""
     shown: NonNegativeInt = 12
     """Prompts whose responses the report shows, chosen at random."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 import time
@@ -96,11 +97,12 @@ class Loop:
                 return self.stages[number:]
         return []
 
-    def run(self, only: str | None = None) -> list[Stage]:
+    def run(self, only: str | None = None, *, before: str | None = None) -> list[Stage]:
         """Do what is pending.
 
         Args:
             only: a stage's name: do just the next stage, which must be of that name.
+            before: a stage's name: leave off before the first stage of that name.
 
         Returns:
             The stages done by this call.
@@ -115,6 +117,8 @@ class Loop:
             pending = self._start()
             if only is not None:
                 pending = self._next_named(pending, only)
+            if before is not None:
+                pending = list(itertools.takewhile(lambda stage: stage.name != before, pending))
             for stage in pending:
                 self._do(stage)
             if not self.pending():

@@ -117,13 +117,15 @@ def win_rate_chart(items: Sequence[WinRate], by: str = "labeler") -> Chart | Non
 
 QUALITY = {
     "bits_per_byte": ("bits per byte under the reference", decimal),
+    "held_out_bits_per_byte": ("bits per byte of the fresh prompts under the policy itself", decimal),
     "distinct_2": ("distinct 2-grams", percent),
     "repeated_4grams": ("repeated 4-grams", percent),
     "copied_4grams": ("4-grams copied from the prompt", percent),
     "length": ("length, tokens", decimal),
 }
 QUALITY_NOTE = (
-    "Bits per byte: lower is more like the reference’s own language. Few distinct 2-grams: one text over and over. "
+    "Bits per byte: lower is more like the reference’s own language; of the fresh prompts, higher is language that was unlearned. "
+    "Few distinct 2-grams: one text over and over. "
     "Repeated 4-grams: a response that goes in circles."
 )
 
