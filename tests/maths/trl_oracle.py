@@ -109,3 +109,88 @@ def reward(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Te
     )  # fmt: skip
     inputs = {"attention_mask": torch.ones(2, 1)} | ({} if margin is None else {"margin": margin})
     return RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=logits), inputs)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def grpo(
+    loss: str, logprobs: Tensor, old: Tensor, reference: Tensor, mask: Tensor, advantages: Tensor, *, kl_coef: float, clip_range: float,
+    response_length: int, level: str = "token",
+) -> Tensor:  # fmt: skip
+    """TRL's GRPO loss of N responses, [N, R]: ``loss`` is grpo, bnpo, dapo or dr_grpo."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    trainer = _group_trainer(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None), beta=kl_coef, loss_type=loss,
+        epsilon_low=clip_range, epsilon_high=clip_range, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
+        importance_sampling_level=level, args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
+        max_completion_length=response_length, current_gradient_accumulation_steps=1, _entropy_bonus_enabled=False,
+    )  # fmt: skip
+    inputs = _completions(mask) | {
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum().float(),
+    }
+    return GRPOTrainer._compute_loss(trainer, trainer.model, inputs)  # pyright: ignore[reportArgumentType]
+
+
+def rloo(logprobs: Tensor, old: Tensor, mask: Tensor, advantages: Tensor, *, clip_range: float) -> Tensor:
+    """TRL's RLOO loss of N responses, [N, R]."""
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    trainer = _group_trainer(
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None), epsilon_low=clip_range,
+        epsilon_high=clip_range,
+    )  # fmt: skip
+    inputs = _completions(mask) | {"advantages": advantages, "old_logps": (old * mask).sum(1)}
+    return RLOOTrainer._compute_loss(trainer, trainer.model, inputs)  # pyright: ignore[reportArgumentType]
+
+
+def rloo_advantages(scores: Tensor, old: Tensor, reference: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
+    """TRL's RLOO advantages of [B, K] scores, with the KL of [B * K, R] log-probabilities in the reward."""
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    trainer = _scored_trainer(scores, mask)
+    trainer.beta, trainer.normalize_advantages, trainer.reward_clip_range, trainer.ref_model = kl_coef, False, None, _Model(reference)
+    trainer._generate = lambda prompts: (*_token_lists(mask), [""] * len(prompts))
+    trainer._get_per_token_logps_and_entropies = lambda model, *_, **__: (old if model is trainer.model else reference, None, None)
+    return RLOOTrainer._generate_and_score_completions(trainer, [{"prompt": ""}] * len(mask))["advantages"].view(scores.shape)
+
+
+def grpo_advantages(scores: Tensor, mask: Tensor, *, scale: bool) -> Tensor:
+    """TRL's GRPO advantages of [B, K] scores."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    trainer = _scored_trainer(scores, mask)
+    trainer.beta, trainer.scale_rewards, trainer.multi_objective_aggregation = 0.0, "group" if scale else "none", "sum_then_normalize"
+    trainer.environment_factories = trainer.environments = trainer.tools = None
+    trainer.use_vllm, trainer.num_iterations = False, 1
+    trainer._generate = lambda prompts: (*_token_lists(mask), None, [""] * len(prompts), None, {}, None, None)
+    return GRPOTrainer._generate_and_score_completions(trainer, [{"prompt": ""}] * len(mask))["advantages"].view(scores.shape)
+
+
+def _group_trainer(**settings: Any) -> Any:
+    model = _Model(torch.zeros(1))
+    return SimpleNamespace(model=model, accelerator=Accelerator(cpu=True), aux_loss_enabled=False, _metrics=_metrics(), **settings)
+
+
+def _scored_trainer(scores: Tensor, mask: Tensor) -> Any:
+    """A trainer that has sampled responses of these lengths and been told these scores."""
+    logs = defaultdict(list) | {"rewards": defaultdict(list), "extra": defaultdict(list)}
+    return _group_trainer(
+        _tokenizer=SimpleNamespace(pad_token_id=0), pad_to_multiple_of=None, mask_truncated_completions=False,
+        num_generations=scores.shape[1],
+        args=SimpleNamespace(
+            per_device_train_batch_size=len(mask), gradient_checkpointing_kwargs=None, steps_per_generation=1, gradient_accumulation_steps=1
+        ),
+        _calculate_rewards=lambda *_: scores.flatten()[:, None], reward_weights=torch.ones(1), reward_func_names=["one"], _logs=logs,
+        _pending_extra_logs={}, _pending_metrics={}, log_multimodal=False,
+    )  # fmt: skip
+
+
+def _token_lists(mask: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    return [[1]] * len(mask), [[1] * int(n) for n in mask.sum(1)]
+
+
+def _completions(mask: Tensor) -> dict[str, Tensor]:
+    ids = torch.ones(mask.shape, dtype=torch.long)
+    return {"prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1], "completion_ids": ids, "completion_mask": mask.long()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from humanward.maths.acquisition import bald, choice_variance, draw_with_propensities, propensities, reweighted_mean
-    from humanward.maths.advantages import gae
+    from humanward.maths.advantages import gae, group_advantage, leave_one_out_advantage
     from humanward.maths.agreement import (
         Agreement,
         LabelTable,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         observed_agreement,
     )
     from humanward.maths.full_kl import linear_kl
+    from humanward.maths.group_losses import length_divisor, over_tokens, sequence_clip_loss
     from humanward.maths.kl import adapted_kl_coef, doubled_or_halved_kl_coef, kl_estimate
     from humanward.maths.labeler_noise import LabelerNoise, estimate_labeler_noise
     from humanward.maths.labeler_quality import (
@@ -168,6 +169,7 @@ __all__ = [
     "gain_and_bias",
     "gather_logprobs",
     "gold_accuracy",
+    "group_advantage",
     "hinge_loss",
     "ipo_loss",
     "jensen_shannon",
@@ -178,6 +180,8 @@ __all__ = [
     "label_table",
     "labels_required",
     "last_index",
+    "leave_one_out_advantage",
+    "length_divisor",
     "linear_kl",
     "linear_log_collision",
     "linear_logprobs",
@@ -191,6 +195,7 @@ __all__ = [
     "optimal_policy",
     "optimal_value",
     "orpo_loss",
+    "over_tokens",
     "pair_loss",
     "pair_weights",
     "plackett_luce_loss",
@@ -208,6 +213,7 @@ __all__ = [
     "reweighted_mean",
     "robust_loss",
     "rollback_loss",
+    "sequence_clip_loss",
     "sft_loss",
     "sigmoid_norm_loss",
     "sign_test",
@@ -224,7 +230,7 @@ __all__ = [
 
 _MODULES = {
     "acquisition": ("bald", "choice_variance", "draw_with_propensities", "propensities", "reweighted_mean"),
-    "advantages": ("gae",),
+    "advantages": ("gae", "group_advantage", "leave_one_out_advantage"),
     "agreement": (
         "Agreement",
         "LabelTable",
@@ -238,6 +244,7 @@ _MODULES = {
     ),
     "full_kl": ("linear_kl",),
     "kl": ("adapted_kl_coef", "doubled_or_halved_kl_coef", "kl_estimate"),
+    "group_losses": ("length_divisor", "over_tokens", "sequence_clip_loss"),
     "labeler_noise": ("LabelerNoise", "estimate_labeler_noise"),
     "labeler_quality": (
         "LabelerFlags",
