@@ -114,10 +114,12 @@ def test_python_functions(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("postive", "postive: unknown score; did you mean positive?"),
-        ("xyz", "xyz: unknown score; expected positive, negative, length:40, judge:FOLDER, hf:FOLDER or python:MODULE:FUNCTION"),
+        ("xyz", "xyz: unknown score; expected positive, negative, length:40, judge:FOLDER, hf:FOLDER, http://HOST/PATH or"),
         ("positive:3", "positive takes nothing behind a colon"),
         ("length", "expected a number of words, as in length:40"),
         ("length:-1", "expected a number of words"),
+        ("words:3", "words takes nothing behind a colon"),
+        ("repetition:0", "expected a number of words, as in repetition:3"),
         ("judge:", "expected judge:FOLDER"),
         ("python:math", "expected python:module:function"),
         ("python:no_such_module:f", "cannot import no_such_module"),
@@ -130,3 +132,16 @@ def test_specs_that_are_wrong(spec: str, message: str) -> None:
         load_score(spec)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_words_and_repetition() -> None:
+    assert list(load_score("words")([""] * 2, ["one two three", ""])) == [3.0, 0.0]
+    # Pairs of words: "a b", "b a", "a b" again: 1 of 3 stood there before. Single words: 2 of 4.
+    assert list(load_score("repetition:2")([""] * 3, ["a b a b", "a b c", "a"])) == pytest.approx([-1 / 3, 0.0, 0.0])
+    assert list(load_score("repetition:1")([""], ["a b a b"])) == [-0.5]
+
+
+def test_a_function_needs_no_prefix_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(prompts, responses):\n    return [len(r) for r in responses]\n")
+    assert list(load_score(f"{tmp_path / 'mine.py'}:score")(["p"], ["abc"])) == [3]
+    assert load_score("operator:add")([1.0], [2.0]) == [1.0, 2.0]  # type: ignore[list-item]

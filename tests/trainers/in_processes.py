@@ -25,6 +25,11 @@ for name, settings in (
     ("ppo", {}),
     ("ppo", {"micro_batch_tokens": 9}),
     ("everything", {}),
+    ("rloo", {}),
+    ("grpo", {"micro_batch_tokens": 20}),
+    ("reinforce", {}),
+    ("online_dpo", {}),
+    ("expert_iteration", {}),
 ):
     found = problems.trained(problems.MAKERS[name](accelerator=accelerator, **settings))
     if accelerator.is_main_process:

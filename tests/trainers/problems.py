@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,21 @@ from accelerate import Accelerator
 from humanward.data import Demonstration, left_pad, right_pad
 from humanward.models import Policy, RewardModel, ValueNetwork
 from humanward.records import Comparison, Prompt, Response
-from humanward.trainers import DPOConfig, DPOTrainer, Episodes, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from humanward.trainers import (
+    DPOConfig,
+    DPOTrainer,
+    Episodes,
+    ExpertIterationConfig,
+    GroupConfig,
+    GroupTrainer,
+    OnlineDPOConfig,
+    PPOConfig,
+    PPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from humanward.trainers.selftest import tiny_policy, tiny_task
 
 PROMPTS = [(4,), (5, 6), (7, 2), (3,)]
@@ -109,7 +124,31 @@ def dpo(
     return DPOTrainer(policy, reference, comparisons(count), config, seed=5, accelerator=accelerator)
 
 
-MAKERS = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "value network": ppo_with_value_network, "everything": ppo_with_everything}
+GROUP_METHODS = {
+    **dict.fromkeys(("rloo", "grpo", "dr_grpo", "reinforce"), GroupConfig), "online_dpo": OnlineDPOConfig,
+    "expert_iteration": ExpertIterationConfig,
+}  # fmt: skip
+
+
+def groups(
+    method: str, *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None,
+    reward: Any = score, dtype: torch.dtype = torch.float32, **settings: Any,
+) -> GroupTrainer:  # fmt: skip
+    """Four prompts with four responses each in a step, two updates on two prompts each, twice."""
+    policy = policy_of(dtype, seed=policy_seed)
+    own = {"episodes": 64, "batch_size": 16, "responses_per_prompt": 4, "minibatches": 2, "epochs": 2, "lr": 3e-3}
+    config = GROUP_METHODS[method](**{**own, **settings})
+    task = task or tiny_task(policy, response_length=3)
+    return GroupTrainer(
+        policy, policy_of(dtype, seed=1), reward, PROMPTS, config, method, task=task, seed=5, accelerator=accelerator, check=check
+    )
+
+
+MAKERS = {
+    "sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo, "value network": ppo_with_value_network,
+    "everything": ppo_with_everything,
+    **{method: partial(groups, method) for method in GROUP_METHODS},
+}  # fmt: skip
 
 
 def trained(trainer: Any) -> dict[str, torch.Tensor]:

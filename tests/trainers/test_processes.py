@@ -35,13 +35,28 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path: Path) -> None:
-    """SFT, reward model and direct methods on 15 rows in batches of 8, so that the last one is uneven; PPO whole,
-    in micro-batches, and with every setting at once."""
+    """SFT, reward model and direct methods on 15 rows in batches of 8, so that the last one is uneven; methods that sample, some of them in
+    micro-batches."""
     port = free_port()
     runs = [start(tmp_path / "one", 0, 1, port), *(start(tmp_path / "two", rank, 2, port) for rank in range(2))]
     faults = [run.communicate(timeout=300)[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], "\n".join(faults)
-    for name in ("sft1", "reward1", "dpo1", "dpo2", "dpo3", "dpo4", "ppo0", "ppo1", "everything0"):
+    for name in (
+        "sft1",
+        "reward1",
+        "dpo1",
+        "dpo2",
+        "dpo3",
+        "dpo4",
+        "ppo0",
+        "ppo1",
+        "everything0",
+        "rloo0",
+        "grpo1",
+        "reinforce0",
+        "online_dpo0",
+        "expert_iteration0",
+    ):
         one, two = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("one", "two"))
         assert one.keys() == two.keys()
         for key, tensor in one.items():

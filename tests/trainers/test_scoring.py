@@ -43,7 +43,7 @@ def raising(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         (lambda prompts, responses: [math.inf, 1.0], "the score of 'a' is inf; scores must be finite numbers"),
         (lambda prompts, responses: [1.0, None], "the score of 'b' is None; scores must be finite numbers"),
         (lambda prompts, responses: ["good", "bad"], "raised ValueError"),
-        (lambda prompts, responses: None, "raised TypeError"),
+        (lambda prompts, responses: None, "returned None"),
         (lambda prompts: [1.0], "raised TypeError"),
     ],
 )

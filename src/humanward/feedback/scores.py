@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from humanward.errors import RunError, UserError
 
@@ -17,23 +18,28 @@ Score = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, responses), equally many -> one score for each response, higher is better."""
 
 JUDGE_FOLDER = Path(__file__).parent.parent / "assets" / "sentiment-judge"
-_EXAMPLES = "positive, negative, length:40, judge:FOLDER, hf:FOLDER or python:MODULE:FUNCTION"
+_EXAMPLES = "positive, negative, length:40, judge:FOLDER, hf:FOLDER, http://HOST/PATH or python:MODULE:FUNCTION"
 
 
 def load_score(spec: str) -> Score:
     """The score of a short description.
 
     ``positive``, ``negative``: log P of the built-in sentiment judge, of the response alone. ``length:N``: minus the distance of the
-    response's length from N words. ``judge:FOLDER``, ``judge:FOLDER:negative``: another judge made by recipes/judge.py.
+    response's length from N words; ``words``: that length. ``repetition:N``: minus the share of the response's runs of N words that stand
+    in it before. ``judge:FOLDER``, ``judge:FOLDER:negative``: another judge made by recipes/judge.py.
     ``hf:FOLDER``: a reward model, or a sequence classifier of the Hugging Face libraries, shown prompt and response;
     ``hf:FOLDER:LABEL``: the log-probability of one of its labels.
     ``hf-response:FOLDER``, ``hf-response:FOLDER:LABEL``: shown the response alone.
-    ``python:module:function`` or ``python:path/to/file.py:function``: your own function of (prompts, responses).
+    ``http://HOST/PATH``, ``https://HOST/PATH``: a server, see ``HTTPScore``.
+    ``python:module:function`` or ``python:path/to/file.py:function``: your own function of (prompts, responses); ``python:`` may be left
+    out where there is such a module or file.
 
     Raises:
         UserError: no such score; the message names the nearest one.
     """
     name, _, rest = spec.partition(":")
+    if name not in SCORES and _is_place(name, rest):
+        name, rest = "python", spec
     if name not in SCORES:
         near = difflib.get_close_matches(name, SCORES, 1)
         raise UserError(f"{spec}: unknown score; " + (f"did you mean {near[0]}?" if near else f"expected {_EXAMPLES}"))
@@ -91,6 +97,47 @@ def _length(rest: str, spec: str) -> Score:
     return lambda prompts, responses: [-float(abs(len(response.split()) - target)) for response in responses]
 
 
+def _words(rest: str, spec: str) -> Score:
+    if rest:
+        raise UserError(f"{spec}: words takes nothing behind a colon; a wanted number of words is length:40")
+    return lambda prompts, responses: [float(len(response.split())) for response in responses]
+
+
+def _repetition(rest: str, spec: str) -> Score:
+    if not (rest.isascii() and rest.isdigit() and int(rest)):
+        raise UserError(f"{spec}: expected a number of words, as in repetition:3")
+    n = int(rest)
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        texts = [response.split() for response in responses]
+        runs = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in texts]
+        return [len(set(found)) / len(found) - 1 if found else 0.0 for found in runs]
+
+    return score
+
+
+def _server(rest: str, spec: str) -> Score:
+    from humanward.feedback.http_score import TOKEN, HTTPScore
+
+    if not rest.startswith("//") or not urlsplit(spec).hostname:
+        raise UserError(f"{spec}: expected http://HOST/PATH or https://HOST/PATH")
+    if urlsplit(spec).username is not None:
+        raise UserError(f"{spec.partition('@')[2]}: a password has no place in settings; put a token into {TOKEN}")
+    return HTTPScore(spec)
+
+
+def _is_place(name: str, rest: str) -> bool:
+    """Whether this is a file or module of the user's with a function behind it."""
+    if not rest.isidentifier():
+        return False
+    if name.endswith(".py"):
+        return True
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 def _python(rest: str, spec: str) -> Score:
     place, _, name = rest.rpartition(":")
     if not place or not name:
@@ -120,6 +167,10 @@ SCORES: dict[str, Callable[[str, str], Score]] = {
     "positive": lambda rest, spec: _sentiment(rest, spec, positive=True),
     "negative": lambda rest, spec: _sentiment(rest, spec, positive=False),
     "length": _length,
+    "words": _words,
+    "repetition": _repetition,
+    "http": _server,
+    "https": _server,
     "judge": _judge_of_folder,
     "python": _python,
     "hf": lambda rest, spec: _hugging_face(rest, spec, response_only=False),

@@ -274,6 +274,17 @@ def check_fits(file: Path, found: Tensor, expected: Tensor) -> None:
         )
 
 
+def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, whose: str) -> None:
+    """Raises UserError where a model reads other words in the policy's token ids than the policy wrote."""
+    theirs, special = other.get_vocab(), {*tokenizer.all_special_tokens}
+    differ = [token for token, index in tokenizer.get_vocab().items() if theirs.get(token) != index and token not in special]
+    if differ:
+        raise UserError(
+            f"{whose} has another tokenizer than the policy: {len(differ)} tokens differ, such as {min(differ)!r}; give one that was made "
+            "from a model of the policy's family, or score texts, as hf:FOLDER or TextReward do"
+        )
+
+
 def hidden_size(model: PreTrainedModel) -> int:
     """Width of the last hidden state: what the LM head reads."""
     return int(model.get_output_embeddings().weight.shape[1])  # pyright: ignore[reportOptionalMemberAccess]

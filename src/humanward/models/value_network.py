@@ -8,12 +8,13 @@ from typing import Self
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from humanward.errors import UserError
 from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import trunk_of
-from humanward.models.policy import disable_dropout, zero_head
+from humanward.models.policy import check_same_tokens, disable_dropout, zero_head
 from humanward.models.reward_model import RewardModel
 
 
@@ -25,10 +26,14 @@ class ValueNetwork(nn.Module):
     Args:
         model: its trunk is used, its LM head is not.
         head: reads the last hidden state; None: zeros.
+        tokenizer: the one whose tokens it reads, where that is known.
     """
 
-    def __init__(self, model: PreTrainedModel, head: nn.Linear | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, head: nn.Linear | None = None, *, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.tokenizer = tokenizer
         self.trunk = trunk_of(model)
         self.head = zero_head(model) if head is None else head
         self._packs: bool | None = None
@@ -42,7 +47,18 @@ class ValueNetwork(nn.Module):
         with torch.no_grad():
             head.weight.mul_(reward_model.gain)
             head.bias.mul_(reward_model.gain).add_(reward_model.bias)
-        return cls(copy.deepcopy(reward_model.model), head).requires_grad_(True)
+        return cls(copy.deepcopy(reward_model.model), head, tokenizer=reward_model.tokenizer).requires_grad_(True)
+
+    def check_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises UserError where it cannot read the policy's tokens."""
+        if self.tokenizer is not None:
+            check_same_tokens(tokenizer, self.tokenizer, "the value network")
+        known = self.trunk.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportCallIssue]
+        if known < len(tokenizer):
+            raise UserError(
+                f"the value network has embeddings for {known} tokens, but the policy's tokenizer has {len(tokenizer)}; give one that was "
+                "made from a model of the policy's family"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -36,7 +36,7 @@ def rollout_metrics(rollout: Rollout, scores: Scores, kl: Float[Tensor, "B *K R"
         "response_length": float(mask.sum(1).float().mean()),
         "repetition": float(repetition(responses, mask).mean()),
         "missing_truncation": float((~scores.found).float().mean()),
-    }
+    } | {f"score/{name}": float(term.mean()) for name, term in scores.terms.items()}
 
 
 @torch.no_grad()

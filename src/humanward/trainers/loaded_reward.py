@@ -7,7 +7,7 @@ from pathlib import Path
 from humanward.errors import UserError
 from humanward.models import RewardEnsemble, RewardModel, TextClassifier
 from humanward.models.reward_ensemble import FACTS
-from humanward.trainers.scoring import Score, TextReward
+from humanward.trainers.rewards import Score, TextReward
 
 
 def load_reward(name: str | Path, *, label: str | None = None, response_only: bool = False) -> Score:

@@ -25,7 +25,7 @@ from humanward.maths.kl import adapted_kl_coef, doubled_or_halved_kl_coef, kl_es
 from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
-from humanward.models import Policy, RewardEnsemble, RewardModel, ValueNetwork
+from humanward.models import Policy, ValueNetwork
 from humanward.models.policy import ResponseOutputs, disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, explained_variance, ratio_metrics, rollout_metrics, update_metrics
@@ -34,8 +34,9 @@ from humanward.trainers.ppo_config import PPOConfig
 from humanward.trainers.ppo_objective import needs_distributions, needs_reference_distributions, old_kl, policy_loss, reference_kl
 from humanward.trainers.ptx import PretrainingMix, pretraining_texts
 from humanward.trainers.responses import plain_task
+from humanward.trainers.rewards import Reward, Score
 from humanward.trainers.rollout import Rollout, RolloutSampler
-from humanward.trainers.scoring import Score, Scores
+from humanward.trainers.scoring import Scores
 from humanward.trainers.updates import Updater, gather_rows, my_rows, with_prefix, without_prefix
 
 
@@ -76,7 +77,7 @@ class PPOTrainer:
     Args:
         policy: what is tuned, with a value head unless there is a value network.
         reference: where it must stay near; frozen.
-        reward: a reward model or an ensemble, or any callable of (prompts, responses) -> scores on texts.
+        reward: a reward model, an ensemble, any callable of (prompts, responses) -> scores on texts, or a ``WeightedReward`` of such.
         prompts: texts, used whole; or token ids, as ``Task.prompts`` gives them.
         config: settings.
         task: how responses are sampled and truncated; None: ``Task.plain``.
@@ -86,7 +87,7 @@ class PPOTrainer:
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy, reward: Score | RewardModel | RewardEnsemble, prompts: Sequence[str | Sequence[int]],
+        self, policy: Policy, reference: Policy, reward: Reward, prompts: Sequence[str | Sequence[int]],
         config: PPOConfig, *, task: Task | None = None, seed: int = 0, accelerator: Accelerator | None = None,
         true_score: Score | None = None, check: Callable[[], None] | None = None, value_network: ValueNetwork | None = None,
     ) -> None:  # fmt: skip
@@ -96,13 +97,14 @@ class PPOTrainer:
         my_rows(self.accelerator, config.batch_size // config.minibatches)  # every process must have its share of every update
         self.policy = policy.to(self.accelerator.device)
         self.task, self.config, self.seed = task or plain_task(policy), config, seed
-        self.reward, self.true_score = reward, true_score
+        self.true_score = true_score
         self.rollouts = RolloutSampler(
             self.policy, reference.to(self.accelerator.device), prompts, self.task, self.accelerator, prompts_per_step=config.batch_size,
             seed=seed, stream="ppo", micro_batch_tokens=config.micro_batch_tokens, check=check,
         )  # fmt: skip
-        if isinstance(reward, RewardModel | RewardEnsemble):
-            self.rollouts.check_context(reward.to(self.accelerator.device).eval().model)
+        self.reward = self.rollouts.prepared(reward)
+        if value_network is not None:
+            value_network.check_tokens(policy.tokenizer)
         self.total_steps = config.episodes // config.batch_size
         self.kl_coef, self.old_kl_coef = config.kl_coef, config.old_kl_coef
         ema = config.reference_ema
@@ -200,7 +202,7 @@ class PPOTrainer:
             values[rows] = network(r.prompts[rows], r.prompt_mask[rows], r.responses[rows], r.response_mask[rows])
         return values
 
-    def score(self, rollout: Rollout, reward: Score | RewardModel | RewardEnsemble, *, fixed_score: bool = True) -> Scores:
+    def score(self, rollout: Rollout, reward: Reward, *, fixed_score: bool = True) -> Scores:
         """r(x, y) of the truncated responses."""
         return self.rollouts.score(rollout, reward, fixed_score=fixed_score)
 

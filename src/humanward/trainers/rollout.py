@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from humanward.data import Task
 from humanward.data.batches import index_order, left_pad
 from humanward.errors import UserError
-from humanward.models import NextTokens, Policy, RewardEnsemble, RewardModel, check_context, sample_responses
+from humanward.models import NextTokens, Policy, check_context, sample_responses
+from humanward.models.policy import check_same_tokens
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
-from humanward.trainers.scoring import Episodes, Score, Scores, score_episodes
+from humanward.trainers.rewards import Reward, models_of
+from humanward.trainers.scoring import Episodes, Scores, score_episodes
 from humanward.trainers.updates import gather_rows, micro_batches, my_rows
 
 
@@ -153,9 +155,21 @@ class RolloutSampler:
             for rows in micro_batches(lengths, self.micro_batch_tokens, self.accelerator.device)
         ]
 
-    def score(self, rollout: Rollout, reward: Score | RewardModel | RewardEnsemble, *, fixed_score: bool = True) -> Scores:
+    def prepared(self, reward: Reward) -> Reward:
+        """The same reward, its models on this process's device.
+
+        Raises:
+            UserError: a reward model has no room for prompt and response, or other tokens than the policy.
+        """
+        for model in models_of(reward):
+            self.check_context(model.to(self.accelerator.device).eval().model)
+            check_same_tokens(self.policy.tokenizer, model.tokenizer, "the reward model")
+        return reward
+
+    def score(self, rollout: Rollout, reward: Reward, *, fixed_score: bool = True) -> Scores:
         """Scores of the truncated responses, the fixed one where the end is missing; the update still sees every sampled token."""
         mine = my_rows(self.accelerator, len(rollout.prompts))
         own = Episodes(rollout.prompts[mine], rollout.prompt_mask[mine], rollout.responses[mine], rollout.response_mask[mine])
-        scores = score_episodes(self.task, reward, own, fixed_score=fixed_score)
-        return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)))
+        scores = score_episodes(self.task, reward, own, fixed_score=fixed_score, check=self.check)
+        terms = {name: gather_rows(self.accelerator, term) for name, term in scores.terms.items()}
+        return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)), terms=terms)
