@@ -151,3 +151,20 @@ def test_a_preset_leaves_nothing_that_changes_the_objective_to_a_default(name: s
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_loads(name: str) -> None:
     LoopConfig.load(preset=name)
+
+
+GROUPS = ("ahmadian2024_tldr", "shao2024_grpo")
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_value_of_a_group_method_names_its_source(name: str) -> None:
+    lines = [line for line in text_of(name).splitlines() if re.match(r"\s*\w+: \S", line)]
+    assert [line for line in lines if not SOURCE.search(line)] == []
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_published_recipe_is_the_methods_own(name: str) -> None:
+    """What a preset says of baseline, ratio, lengths and KL is what null would have been."""
+    config = LoopConfig.load(preset=name)
+    own = dict.fromkeys(("baseline", "scale_advantages", "ratio", "average", "kl_in", "kl_estimator", "kl_coef"))
+    assert config.group.model_copy(update=own).recipe(config.method) == config.group.recipe(config.method)

@@ -1,4 +1,4 @@
-"""``humanward sft | sample | reward | ppo | dpo | evaluate``: the next stage of a run, alone."""
+"""``humanward sft | sample | reward | ppo | dpo | rloo | … | evaluate``: the next stage of a run, alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ WHAT = {
     "reward": "Fit a round's reward model to all labels so far.",
     "ppo": "Tune the policy against a round's reward model, where method is ppo.",
     "dpo": "Tune the policy on the labels themselves, where method is dpo.",
+    "rloo": "Tune the policy with REINFORCE against the other responses to a prompt, where method is rloo.",
+    "grpo": "Tune the policy on advantages within groups of responses, where method is grpo.",
+    "dr_grpo": "Tune the policy with GRPO without its two biases, where method is dr_grpo.",
+    "reinforce": "Tune the policy with REINFORCE against a mean reward, where method is reinforce.",
+    "online_dpo": "Tune the policy with DPO on its own responses, where method is online_dpo.",
+    "expert_iteration": "Fine-tune the policy on the best of its own responses, where method is expert_iteration.",
     "evaluate": "Compare the policies on fresh prompts, and write the report.",
 }
 

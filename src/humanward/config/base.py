@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,11 @@ class Config(BaseModel):
     """A set of settings: unknown names are errors, values never change, the text under a field explains it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def left_aside(cls, values: Mapping[str, Any]) -> frozenset[str]:
+        """Sections of a preset that nothing reads beside these values: a preset may have settings for choices that it does not make."""
+        return frozenset()
 
     def unread(self) -> frozenset[str]:
         """Settings that nothing reads beside the others as they are: it is a fault to give them, and ``dump_yaml`` leaves them out."""
@@ -56,6 +61,9 @@ class Config(BaseModel):
         for layer in layers:
             _merge(cls, values, layer.values)
             origins.update(layer.origins)
+        chosen = {key[0] for layer in layers if not layer.ready_made for key in layer.origins if key}
+        for name in (cls.left_aside(values) & values.keys()) - chosen:
+            del values[name]
         told = {name for layer in layers for name in layer.told}
         unknown = Unknown(cls, values, origins)
         faults += unknown.lines

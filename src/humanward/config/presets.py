@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -29,4 +30,4 @@ def preset_layer(name: str) -> Layer:
         near = nearest(name, known)
         hint = f"did you mean {near}? " if near else ""
         raise UserError(f"preset {name}: unknown preset; {hint}presets: {', '.join(known) or 'none'}")
-    return parse_layer(_folder().joinpath(f"{name}.yaml").read_bytes(), f"preset {name}")
+    return replace(parse_layer(_folder().joinpath(f"{name}.yaml").read_bytes(), f"preset {name}"), ready_made=True)

@@ -25,6 +25,8 @@ class Layer:
     faults: list[str] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
     """Names whose fault is in ``faults`` already."""
+    ready_made: bool = False
+    """A preset: nobody chose each of its settings."""
 
 
 class PlainLoader(yaml.SafeLoader):

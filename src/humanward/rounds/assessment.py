@@ -77,9 +77,9 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if context.score is not None:
         if context.config.evaluation.frontier_prompts:
             results["frontier"] = frontier(context, reference, prompts, scores, results)
-        if context.config.evaluation.questions:
+        if context.config.evaluation.questions and context.config.learns_labels:
             results["reward_model"] = reward_model_accuracy(context, reference, prompts)
-    elif rows := measured_reward_models(context):
+    elif context.config.learns_labels and (rows := measured_reward_models(context)):
         results["reward_model"] = rows
     return results, shown(context, prompts, answers, scores)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -9,11 +10,26 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from humanward.config import Config
 from humanward.data import TaskConfig
 from humanward.models import DType
-from humanward.trainers import DPOConfig, PPOConfig, RewardConfig, SFTConfig
+from humanward.trainers import (
+    DPOConfig,
+    ExpertIterationConfig,
+    GroupConfig,
+    OnlineDPOConfig,
+    PPOConfig,
+    RewardConfig,
+    ScoringConfig,
+    SFTConfig,
+)
 from humanward.trainers.questions import DIRECT_KINDS
 
 Share = Annotated[float, Field(ge=0, le=1)]
-SECTIONS: dict[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
+GROUP_METHODS = ("rloo", "grpo", "dr_grpo", "reinforce")
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "ppo": ("reward", "scoring", "ppo"),
+    "dpo": ("dpo",),
+    **dict.fromkeys(GROUP_METHODS, ("reward", "scoring", "group")),
+    **{method: ("reward", "scoring", method) for method in ("online_dpo", "expert_iteration")},
+}
 """Sections that each method reads besides those of every run, its own last. A round fits a reward model where ``reward`` is among them."""
 SHOWN = {"pair": 2, "rating": 1, "difference": 2}
 """Responses that a question shows, for the kinds that leave no choice."""
@@ -137,15 +153,23 @@ class LoopConfig(Config):
     """Supervised fine-tuning of the model before everything else; null: none."""
     labels: LabelsConfig = LabelsConfig()
     """Questions and rounds."""
-    method: Literal["ppo", "dpo"] = "ppo"
-    """How a round tunes the policy: ``ppo`` against a reward model that is fitted to the labels, ``dpo`` or a relative of it (``dpo.loss``)
-    on the labels themselves. The sections of other methods must be left out."""
+    method: Literal["ppo", "dpo", "rloo", "grpo", "dr_grpo", "reinforce", "online_dpo", "expert_iteration"] = "ppo"
+    """How a round tunes the policy: ``dpo`` or a relative of it (``dpo.loss``) on the labels themselves; every other one against a reward
+    model that is fitted to them. The sections of other methods must be left out. docs/methods.md says which one when."""
     reward: RewardConfig = RewardConfig()
     """The reward model, for methods that need one."""
+    scoring: ScoringConfig = ScoringConfig()
+    """What a response scores while the policy is tuned: the reward model's score, or a sum of several terms."""
     ppo: PPOConfig = PPOConfig()
     """Tuning the policy with PPO."""
     dpo: DPORoundsConfig = DPORoundsConfig()
     """Tuning the policy on labels directly."""
+    group: GroupConfig = GroupConfig()
+    """Tuning the policy with rloo, grpo, dr_grpo or reinforce."""
+    online_dpo: OnlineDPOConfig = OnlineDPOConfig()
+    """Tuning the policy with DPO on its own responses, step by step."""
+    expert_iteration: ExpertIterationConfig = ExpertIterationConfig()
+    """Tuning the policy by rejection sampling and fine-tuning, step by step."""
     baseline_sft: SFTConfig | None = SFTConfig()
     """Supervised fine-tuning on the chosen responses, to compare with; null: none."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -161,7 +185,12 @@ class LoopConfig(Config):
     @property
     def fits_reward(self) -> bool:
         """Whether a round fits a reward model."""
-        return "reward" in SECTIONS[self.method]
+        return "reward" in SECTIONS[self.method] and self.scoring.needs_model
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether a round fits anything to the labels; else only the supervised baseline does."""
+        return self.fits_reward or self.method == "dpo"
 
     @property
     def tuning(self) -> Any:
@@ -173,8 +202,14 @@ class LoopConfig(Config):
         """Of the one training that goes through all rounds; None where every round is a training of its own, as long as its labels."""
         return self.tuning.episodes // self.tuning.batch_size if "episodes" in type(self.tuning).model_fields else None
 
+    @classmethod
+    def left_aside(cls, values: Mapping[str, Any]) -> frozenset[str]:
+        method = values.get("method", cls.model_fields["method"].default)
+        return frozenset(name for sections in SECTIONS.values() for name in sections) - {*SECTIONS.get(method, ())}
+
     def unread(self) -> frozenset[str]:
-        return frozenset(name for sections in SECTIONS.values() for name in sections) - {*SECTIONS[self.method]}
+        read = {*SECTIONS[self.method]} - ({"reward"} if not self.fits_reward else set())
+        return frozenset(name for sections in SECTIONS.values() for name in sections) - read
 
     @model_validator(mode="after")
     def _consistent(self) -> LoopConfig:
@@ -183,12 +218,16 @@ class LoopConfig(Config):
             raise ValueError(f"method {self.method} does not read {', '.join(unread)}; leave that out, or choose another method")
         if self.steps is not None and self.labels.rounds > self.steps:
             raise ValueError(
-                f"labels.rounds {self.labels.rounds} is more than the {self.steps} steps of {self.method}; raise {self.method}.episodes "
-                "or lower it"
+                f"labels.rounds {self.labels.rounds} is more than the {self.steps} steps of {self.method}; raise "
+                f"{SECTIONS[self.method][-1]}.episodes or lower it"
             )
-        if not self.fits_reward and self.labels.kind not in DIRECT_KINDS:
+        if self.method == "dpo" and self.labels.kind not in DIRECT_KINDS:
             known = ", ".join(kind for kind in DIRECT_KINDS if kind != "binary")
             raise ValueError(f"method {self.method} learns nothing from labels.kind {self.labels.kind}; choose {known}, or method ppo")
+        if self.method == "ppo" and self.ppo.value_network == "reward_model" and not self.fits_reward:
+            raise ValueError("ppo.value_network reward_model: there is no reward model, since scoring.terms gives it no weight; use policy")
+        if self.method in GROUP_METHODS:
+            self.group.recipe(self.method)
         if self.evaluation.frontier_prompts > self.evaluation.prompts:
             raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
         return self

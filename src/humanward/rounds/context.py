@@ -26,7 +26,7 @@ from humanward.records import Prompt, Response, read_jsonl
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.cord import CordWatch
 from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed, write_json
-from humanward.trainers import Episodes, Progress, Surroundings
+from humanward.trainers import Episodes, GuardedScore, Progress, Reward, Surroundings
 from humanward.trainers.responses import sampling_settings
 
 PROMPTS_AT_MOST = 100_000
@@ -147,6 +147,16 @@ class Context:
         """The labeler's score, where it is known."""
         kind, _, spec = self.config.labeler.partition(":")
         return load_score(spec) if kind == "score" and self._labelers is None else None
+
+    @cached_property
+    def score_terms(self) -> dict[str, GuardedScore]:
+        """What the policy is tuned toward besides the reward model."""
+        return self.config.scoring.others()
+
+    def reward(self, round: int) -> Reward:
+        """What the policy is tuned toward in a round."""
+        model = self.optimized(self.reward_model(round), trained=False) if self.config.fits_reward else None
+        return self.config.scoring.reward(model, self.score_terms)
 
     @cached_property
     def labelers(self) -> Sequence[Labeler]:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from humanward.models import RewardEnsemble, RewardModel, ValueNetwork
+from humanward.models import ValueNetwork
 from humanward.rounds.context import Context
 from humanward.rounds.stages import comparisons, first_step, save, write_accuracy
-from humanward.trainers import DPOTrainer, PPOTrainer, Score, Surroundings, Trainer, implicit_choices, train
+from humanward.trainers import DPOTrainer, GroupTrainer, PPOTrainer, Reward, Surroundings, Trainer, implicit_choices, train
 from humanward.trainers.questions import right_marks
 
 Method = Callable[[Context, int, Path], None]
@@ -22,9 +22,9 @@ Method = Callable[[Context, int, Path], None]
 
 
 class AgainstReward(Trainer, Protocol):
-    """A trainer that is told by a reward model how well it does; every round has another."""
+    """A trainer that is told by a reward how well it does; every round has a new reward model in it."""
 
-    reward: Score | RewardModel | RewardEnsemble
+    reward: Reward
 
 
 def ppo(context: Context, round: int, output: Path) -> None:
@@ -34,9 +34,8 @@ def ppo(context: Context, round: int, output: Path) -> None:
     policy = context.optimized(context.policy(context.reference_folder, value_head=not of_its_own))
     reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
     trainer = PPOTrainer(
-        policy, reference, context.optimized(context.reward_model(round), trained=False),
-        [p.tokens for p in context.prompts("training")], config.ppo, task=context.task, seed=context.seed("ppo"),
-        accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
+        policy, reference, context.reward(round), [p.tokens for p in context.prompts("training")], config.ppo, task=context.task,
+        seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
         value_network=context.optimized(ValueNetwork.from_reward_model(context.reward_model(1))) if of_its_own else None,
     )  # fmt: skip
     around = context.surroundings("ppo")
@@ -56,9 +55,25 @@ def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, around: Su
     quietly = replace(around, log=None, alarms=None, tell=lambda _: None)
     for earlier in range(1, round):
         if reached < first_step(config, earlier + 1):
-            trainer.reward = context.optimized(context.reward_model(earlier), trained=False)
+            trainer.reward = context.reward(earlier)
             train(trainer, quietly, stage=config.method, round=earlier, until=first_step(config, earlier + 1))
     trainer.reward = this_rounds
+
+
+def on_groups(context: Context, round: int, output: Path) -> None:
+    """A method that samples several responses to each prompt goes on against the round's reward, up to where the next round asks again."""
+    config = context.config
+    policy = context.optimized(context.policy(context.reference_folder))
+    reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
+    trainer = GroupTrainer(
+        policy, reference, context.reward(round), [p.tokens for p in context.prompts("training")], config.tuning, config.method,
+        task=context.task, seed=context.seed(config.method), accelerator=context.accelerator, true_score=context.score,
+        check=context.stop.check,
+    )  # fmt: skip
+    around = context.surroundings(config.method)
+    make_up_for_lost_rounds(context, trainer, around, round)
+    train(trainer, around, stage=config.method, round=round, until=first_step(config, round + 1))
+    save(context, policy, output)
 
 
 def dpo(context: Context, round: int, output: Path) -> None:
@@ -76,4 +91,7 @@ def dpo(context: Context, round: int, output: Path) -> None:
     save(context, policy, output)
 
 
-METHODS: dict[str, Method] = {"ppo": ppo, "dpo": dpo}
+METHODS: dict[str, Method] = {
+    "ppo": ppo, "dpo": dpo, "rloo": on_groups, "grpo": on_groups, "dr_grpo": on_groups, "reinforce": on_groups, "online_dpo": on_groups,
+    "expert_iteration": on_groups,
+}  # fmt: skip

@@ -37,7 +37,7 @@ def check_inputs(context: Context) -> None:
     check_settings(config)
     if config.compile:
         check_compiler(context.accelerator.device)
-    _ = context.score
+    _ = context.score, context.score_terms
     _ = context.source_prompts
     if config.sft is not None:
         for _ in supervised_rows(context):
