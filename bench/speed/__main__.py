@@ -27,6 +27,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import generation
+import groups
 import harness
 import page
 import pairs
@@ -54,6 +55,12 @@ ROWS: dict[str, dict[str, Make]] = {
     "ppo_ragged": {
         "S": partial(ppo.ppo, count=8, prompt=512, response=75, ragged=True),
         "M": partial(ppo.ppo, count=2, prompt=512, response=75, ragged=True),
+    },
+    "rloo": {
+        "S": partial(groups.groups, method="rloo"), "M": partial(groups.groups, method="rloo", count=4),
+    },
+    "grpo": {
+        "S": partial(groups.groups, method="grpo", count=8, K=8), "M": partial(groups.groups, method="grpo", count=2, K=8),
     },
     "ppo_one_trunk": {"S": partial(ppo.ppo, one_trunk=True), "M": partial(ppo.ppo, count=8, one_trunk=True)},
 }  # fmt: skip

@@ -1,0 +1,106 @@
+"""A whole step of RLOO and of GRPO, beside TRL's own trainers of the same release as the other rows."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from harness import Row, Step
+from ppo import left_padding
+from workloads import PAD, forward_flop, language_model, words
+
+from humanward.data import Task, TaskConfig
+from humanward.models import Policy
+from humanward.trainers import GroupConfig, GroupTrainer
+
+STEPS = 64
+
+
+def groups(
+    shape: str, dtype: torch.dtype, device: str, *, method: Literal["rloo", "grpo"], count: int = 16, K: int = 4, prompt: int = 64,
+    response: int = 24,
+) -> Row:  # fmt: skip
+    """K responses of a fixed length to each of ``count`` prompts, a score that costs nothing, one update.
+
+    Both have the KL to a reference: RLOO in the reward, GRPO in the loss. Prompts are of the six words of the tokenizer, since the peer
+    takes texts; responses are of the whole vocabulary.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(2, 8, (count, prompt), generator=generator).tolist()
+    kl_coef = 0.04
+
+    def numbers(count: int) -> list[float]:
+        return [float(n * 7 % 5) for n in range(count)]
+
+    def ours() -> Step:
+        policy, reference = (Policy(language_model(shape, seed=0, device=device).to(dtype), words()) for _ in range(2))
+        config = GroupConfig(
+            episodes=count * K * STEPS, batch_size=count * K, responses_per_prompt=K, lr=1e-6, lr_schedule="constant", kl_coef=kl_coef
+        )
+        task = Task(
+            TaskConfig(
+                prompt_length=prompt, response_length=response, prompt_start=None, prompt_end=None, truncate_token=None, temperature=1.0,
+                suppress_special_tokens=False,
+            ),
+            words(),
+        )  # fmt: skip
+
+        def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+            return numbers(len(responses))
+
+        trainer = GroupTrainer(policy, reference.requires_grad_(False).eval(), score, rows, config, method, task=task)
+        steps = itertools.count()
+        return lambda: trainer.step(next(steps))["kl"]
+
+    def theirs(micro_batch: int) -> Step:
+        import greenlet
+        from accelerate.state import AcceleratorState
+        from datasets import Dataset
+        from transformers import GPT2LMHeadModel, TrainerCallback
+
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+        AcceleratorState._reset_state()
+        Config, Trainer = (RLOOConfig, RLOOTrainer) if method == "rloo" else (GRPOConfig, GRPOTrainer)
+        own: dict[str, Any] = {} if method == "rloo" else {"loss_type": "grpo", "num_iterations": 1}
+        arguments = Config(
+            output_dir=tempfile.gettempdir() + "/humanward-bench", per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=count * K // micro_batch, num_generations=K, max_completion_length=response, temperature=1.0,
+            learning_rate=1e-6, lr_scheduler_type="constant", beta=kl_coef, max_steps=STEPS, report_to="none", use_cpu=device == "cpu",
+            bf16=dtype == torch.bfloat16, gradient_checkpointing=False, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            shuffle_dataset=False, **own,
+        )  # fmt: skip
+        back = greenlet.getcurrent()
+
+        class Pause(TrainerCallback):
+            """Gives the word back to the harness after each step."""
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                back.switch(0.0)
+
+        def score(completions: Sequence[str], **_: Any) -> list[float]:
+            return numbers(len(completions))
+
+        tokenizer = left_padding(words())
+        data = Dataset.from_list([{"prompt": " ".join(tokenizer.convert_ids_to_tokens(row))} for row in rows] * STEPS)
+        with tempfile.TemporaryDirectory() as folder:  # the peer loads its reference from where the policy came from
+            language_model(shape, seed=0, device="cpu").save_pretrained(folder)
+            policy = GPT2LMHeadModel.from_pretrained(folder).to(device)
+            policy.generation_config.eos_token_id, policy.generation_config.pad_token_id = None, PAD
+            trainer = Trainer(model=policy, args=arguments, reward_funcs=score, train_dataset=data, processing_class=tokenizer)
+        if trainer.ref_model is None:
+            raise SystemExit("the peer has no reference: this would compare different things")
+        trainer.callback_handler.callbacks = [Pause()]
+        training = greenlet.greenlet(trainer.train)
+        return lambda: float(training.switch())
+
+    lengths = [(prompt, [response] * K)] * count
+    one = forward_flop(shape, lengths, head=True)
+    # Sampling, the reference, and an update: forward and twice as much backward.
+    work = f"{method.upper()}, {count} prompts of {prompt} tokens with {K} responses of {response}, one update"
+    return Row(ours, theirs, f"TRL {method.upper()}Trainer", [8, 16], 5 * one, count * (prompt + K * response), work, agree=None)
