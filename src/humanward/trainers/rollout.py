@@ -44,7 +44,7 @@ class Rollout:
     def rows(self, index: Tensor | slice) -> Self:
         """The prompts of ``index`` with all their responses."""
         parts = (getattr(self, f.name) for f in fields(self))
-        return type(self)(*(None if part is None else part[index] for part in parts))
+        return type(self)(*(None if part is None else part[index] for part in parts))  # pyright: ignore[reportArgumentType]
 
     def tensors(self) -> dict[str, Tensor]:
         """By name; without distributions."""
@@ -107,7 +107,7 @@ class RolloutSampler:
         responses, mask, logprobs, values = drawn if self.num_responses is not None else (x[:, 0] for x in drawn)
         reference = self.logprobs(self.reference, prompts[mine], prompt_mask[mine], responses, mask)
         parts = (responses, mask, logprobs, values, reference)
-        return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))
+        return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))  # pyright: ignore[reportArgumentType]
 
     @torch.no_grad()
     def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B *K R"]:
