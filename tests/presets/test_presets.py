@@ -15,7 +15,8 @@ from humanward.rounds import LoopConfig
 
 ZIEGLER = [f"ziegler2019_{task}_{size}" for task in ("sentiment", "descriptiveness", "cnndm", "tldr") for size in ("124m", "774m")]
 LATER = ["stiennon2020_tldr", "ouyang2022_instructgpt", "bai2022_hh", "huang2024_nplus_tldr", "xu2024_hh", "xu2024_saferlhf"]
-SOURCE = re.compile(r"\s# (P|C|Ours)\b")
+DIRECT = ["rafailov2023_sentiment", "rafailov2023_tldr", "tunstall2023_zephyr", "lambert2024_tulu3_8b", "dpo_offline"]
+SOURCE = re.compile(r"\s# (P|C|N|TRL|Ours)\b")
 
 
 def text_of(name: str) -> str:
@@ -33,7 +34,7 @@ def test_a_preset_is_yaml_and_its_task_is_valid(name: str) -> None:
     assert _parse(settings["prompts"]).location == settings["prompts"].split("?")[0]
 
 
-@pytest.mark.parametrize("name", ZIEGLER + LATER)
+@pytest.mark.parametrize("name", ZIEGLER + LATER + DIRECT)
 def test_every_value_names_its_source(name: str) -> None:
     """P, C or Ours on the line itself or on the comment lines above it."""
     lines = text_of(name).splitlines()
@@ -146,6 +147,22 @@ def test_a_preset_leaves_nothing_that_changes_the_objective_to_a_default(name: s
     wanted = """episodes batch_size minibatches ppo_epochs lr lr_schedule kl_coef kl_target kl_in kl_estimator gamma gae_lambda surrogate
         clip_range value_clip_range value_coef value_network whiten_rewards whiten_advantages dropout"""
     assert {*wanted.split()} <= settings["ppo"].keys()
+
+
+# loss, beta, batch, learning rate, its course, share of warm-up, passes: appendix B of the paper, or the released configuration
+DIRECT_VALUES = {
+    "rafailov2023_tldr": ("sigmoid", 0.5, 64, 1e-6, "constant", 0.1, 1),
+    "tunstall2023_zephyr": ("sigmoid", 0.01, 128, 5e-7, "cosine", 0.1, 1),
+    "lambert2024_tulu3_8b": ("sigmoid_norm", 5.0, 128, 5e-7, "linear", 0.1, 1),
+}
+
+
+@pytest.mark.parametrize("name", DIRECT_VALUES)
+def test_the_presets_of_direct_methods_have_the_published_values(name: str) -> None:
+    config = LoopConfig.load(preset=name)
+    dpo = config.dpo
+    assert (dpo.loss, dpo.beta, dpo.batch_size, dpo.lr, dpo.lr_schedule, dpo.warmup_share, dpo.epochs) == DIRECT_VALUES[name]
+    assert (config.method, config.labels.rounds, config.prompts) == ("dpo", 1, "labels")
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -208,6 +208,22 @@ def test_every_loss_separates_what_it_was_told_to(problems: ModuleType, variant:
         assert log[-1]["accuracy"] >= log[0]["accuracy"]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_weight_of_two_is_the_question_twice(problems: ModuleType, variant: str) -> None:
+    """In the same batch: the update and every number of the meter, in float64."""
+    times = [2 if n in (1, 4) else 1 for n in range(8)]
+    rows = labels(problems, "pair")
+
+    def over(rows: list[Comparison]) -> DPOTrainer:
+        config = DPOConfig(**{"lr": 3e-3, "batch_size": len(rows), "adam_eps": 1e-5, **VARIANTS[variant]})
+        return DPOTrainer(problems.policy_of(torch.float64, seed=0), problems.policy_of(torch.float64, seed=1), rows, config, seed=5)
+
+    once = over([replace(c, weight=float(n)) for c, n in zip(rows, times, strict=True)])
+    twice = over([c for c, n in zip(rows, times, strict=True) for _ in range(n)])
+    assert once.step(0) == pytest.approx(twice.step(0), rel=1e-6, abs=1e-9)
+    assert difference(once.tensors(), twice.tensors()) < 1e-6
+
+
 STATEFUL: dict[str, dict[str, Any]] = {
     "running mean": {"loss": "bco_pair"},
     "soft": {"reference": "synchronised", "reference_sync_every": 2},
@@ -334,6 +350,13 @@ def test_labels_that_do_not_fit_are_named(problems: ModuleType) -> None:
     ):
         with pytest.raises(UserError, match=said):
             direct(problems, kind, loss=loss)
+    for weight, loss, said in (
+        (0.0, "sigmoid", "its weight is 0; a weight must be above 0"),
+        (1.5, "aot", "a weight of 1.5 has no meaning"),
+    ):
+        rows = [replace(c, weight=weight) for c in labels(problems, "pair")]
+        with pytest.raises(UserError, match=said):
+            DPOTrainer(problems.policy_of(torch.float32, seed=0), None, rows, DPOConfig(loss=loss, reference="initial"))
     tie = [replace(c, kind="ranking", target=[0, 1, 1]) for c in problems.comparisons(4)]
     with pytest.raises(UserError, match="question 0: loss plackett_luce has no use for ties; use sigmoid"):
         DPOTrainer(problems.policy_of(torch.float32, seed=0), None, tie, DPOConfig(loss="plackett_luce", reference="initial"))

@@ -170,10 +170,13 @@ def test_bfloat16_trains_as_float32_does(problems: ModuleType, name: str) -> Non
 
 
 def test_learning_rates() -> None:
-    """By hand, 4 updates at 0.1. Cosine behind one warm-up update: 1/2, 1, (1 + cos 60°) / 2, (1 + cos 120°) / 2."""
-    expected = {"linear": [1, 0.75, 0.5, 0.25], "cosine": [0.5, 1, 0.75, 0.25], "constant": [1, 1, 1, 1]}
-    for schedule, shares in expected.items():
-        _, updater = line_and_optimizer(lr_schedule=schedule, total_updates=4, warmup_updates=1)
+    """By hand, 4 updates at 0.1. Behind one warm-up update the cosine is (1 + cos 0°) / 2, (1 + cos 60°) / 2, (1 + cos 120°) / 2."""
+    expected = {
+        ("linear", 0): [1, 0.75, 0.5, 0.25], ("linear", 1): [0.5, 1, 2 / 3, 1 / 3], ("cosine", 1): [0.5, 1, 0.75, 0.25],
+        ("constant", 0): [1, 1, 1, 1], ("constant", 2): [1 / 3, 2 / 3, 1, 1],
+    }  # fmt: skip
+    for (schedule, warmup), shares in expected.items():
+        _, updater = line_and_optimizer(lr_schedule=schedule, total_updates=4, warmup_updates=warmup)
         rates = [updater.update([x], square_loss, what="test")["lr"] for x in batches(4)]
         assert rates == pytest.approx([0.1 * share for share in shares], rel=1e-12)
 

@@ -82,6 +82,22 @@ def test_curves_are_of_numbers_and_short(run: Site) -> None:
     assert points[0] == [1.0, 0.1]
 
 
+def test_the_page_follows_a_run_of_another_method(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: dpo\n")
+    (tmp_path / "state.json").write_text('{"stage": "dpo", "round": 2}')
+    moved = {"stage": "dpo", "chosen_moved": 0.1, "rejected_moved": -0.2, "accuracy": 0.5}
+    rows = [{**moved, "round": number, "step": step} for number in (1, 2) for step in (0, 1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    view = RunView(tmp_path)
+    assert view.doing() == "tunes the policy in round 2"
+    assert view.why_nothing() == "The policy is being trained on what was preferred."
+    charts = {chart["id"]: [one["name"] for one in chart["series"]] for chart in view.charts()}
+    assert charts == {
+        "implicit": ["round 1", "round 2"],
+        "displacement": ["chosen, round 1", "chosen, round 2", "rejected, round 1", "rejected, round 2"],
+    }
+
+
 def test_curves_follow_a_log_that_grows_and_is_cut_back(tmp_path: Path) -> None:
     log, view = tmp_path / "metrics.jsonl", RunView(tmp_path)
     assert view.rows() == []

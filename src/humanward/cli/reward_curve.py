@@ -25,7 +25,7 @@ def reward_curve(
     repeats: Annotated[int, typer.Option(min=1, max=50, help="Of each, with other labels held out.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Fit reward models to parts of the labels, and say from the curve what twice and four times as many would bring.
+    """Fit models to parts of the labels, and say from the curve what twice and four times as many would bring.
 
     The same command again goes on; fits that were done stay.
     """

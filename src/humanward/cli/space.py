@@ -21,7 +21,8 @@ AT_ONCE = 5
 
 def bytes_needed(config: LoopConfig, weights: int) -> int:
     """Most bytes that a run takes at a time, for a model whose weights take ``weights`` bytes in float32."""
-    folders = (1 + config.fits_reward) * config.labels.rounds + (config.sft is not None) + (config.baseline_sft is not None) + 1
+    trainings = sum(part is not None for part in (config.sft, config.dpo.sft_first, config.baseline_sft))
+    folders = (1 + config.fits_reward) * config.labels.rounds + trainings + 1
     return (CHECKPOINT * AT_ONCE + folders) * weights + BESIDES
 
 

@@ -1,4 +1,4 @@
-"""``humanward sft | sample | reward | ppo | dpo | rloo | … | evaluate``: the next stage of a run, alone."""
+"""``humanward sft | sample | reward | ppo | rloo | … | evaluate``: the next stage of a run, alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from humanward.cli import label
+from humanward.cli import dpo, label
 from humanward.cli.options import AsJson, Run, example
 from humanward.cli.running import run_loop
 
@@ -15,7 +15,6 @@ WHAT = {
     "sample": "Let the policy write the responses of a round's questions.",
     "reward": "Fit a round's reward model to all labels so far.",
     "ppo": "Tune the policy against a round's reward model, where method is ppo.",
-    "dpo": "Tune the policy on the labels themselves, where method is dpo.",
     "rloo": "Tune the policy with REINFORCE against the other responses to a prompt, where method is rloo.",
     "grpo": "Tune the policy on advantages within groups of responses, where method is grpo.",
     "dr_grpo": "Tune the policy with GRPO without its two biases, where method is dr_grpo.",
@@ -31,6 +30,8 @@ def register(app: typer.Typer) -> None:
     for name, what in WHAT.items():
         if name == "reward":  # the stages are listed in their order
             label.register_label(app)
+        if name == "evaluate":
+            dpo.register(app)
         text = f"{what}\n\nDoes the next stage of a run only, which must be this one: `humanward status` says which it is."
         app.command(name, help=text, epilog=example(f"humanward {name} runs/own"))(_command(name))
 

@@ -36,7 +36,7 @@ def cpo_loss(pairs: Pairs, *, beta: float, mean_chosen_length: float, label_smoo
         loss = -(1 - e) * log sigmoid(beta * margin) - e * log sigmoid(-beta * margin) - log pi(chosen) / mean tokens
         margin = log pi(chosen) - log pi(rejected)
 
-    Xu et al. 2024 (arXiv:2401.08417), section 3, L_prefer + L_NLL; the second term as a mean over tokens, as its code has it.
+    Xu et al. 2024 (arXiv:2401.08417), L_prefer (eq. 3) + L_NLL; the second term as a mean over tokens, as its code has it.
 
     Args:
         pairs: compared responses.
@@ -104,7 +104,7 @@ def kto_loss(
         loss = weight[liked] * (1 - sigmoid(beta * (logratio - point)))        where it was liked
         loss = weight[disliked] * (1 - sigmoid(beta * (point - logratio)))     where it was not
 
-    Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8, up to the constant lambda.
+    Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 7, up to the constant lambda.
 
     Args:
         singles: judged responses.

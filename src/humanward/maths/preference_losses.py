@@ -23,7 +23,7 @@ def dpo_loss(pairs: Pairs, *, beta: float, label_smoothing: float = 0.0) -> Floa
         loss = -(1 - e) * log sigmoid(beta * margin) - e * log sigmoid(-beta * margin)
 
     Rafailov et al. 2023 (arXiv:2305.18290), eq. 7; e: Mitchell 2023, "A note on DPO with noisy preferences"; other divergences: Wang et
-    al. 2023 (arXiv:2309.16240), eq. 8.
+    al. 2023 (arXiv:2309.16240), the loss of f-DPO.
 
     Args:
         pairs: compared responses.

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 
 
-def linear_to_zero(step: int, total: int) -> float:
-    """Share of the full learning rate at optimiser step ``step`` (from 0) of ``total``: 1 - step / total, never below 0.
+def warmup_share(step: int, warmup: int) -> float:
+    """Share of the full learning rate in a linear rise over ``warmup`` steps, (step + 1) / (warmup + 1); 1 behind it."""
+    return min(1.0, (step + 1) / (warmup + 1))
 
-    lm-human-preferences anneals policy and reward model so: the first step has the full rate, the last 1 / total.
+
+def linear_to_zero(step: int, total: int, warmup: int = 0) -> float:
+    """Share of the full learning rate at optimiser step ``step`` (from 0) of ``total``, never below 0.
+
+        step < warmup:  (step + 1) / (warmup + 1)
+        otherwise:      1 - (step - warmup) / (total - warmup)
+
+    lm-human-preferences anneals policy and reward model so, without a rise: the first step has the full rate, the last 1 / total.
     """
-    return max(0.0, 1.0 - step / total)
+    if step < warmup:
+        return warmup_share(step, warmup)
+    return max(0.0, 1.0 - (step - warmup) / (total - warmup)) if total > warmup else 0.0
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -30,7 +40,7 @@ def cosine(step: int, total: int, warmup: int) -> float:
         0 to 1; 1 at ``step == warmup``, 0 from ``total`` on.
     """
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return warmup_share(step, warmup)
     if step >= total:
         return 0.0
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))

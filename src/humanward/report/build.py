@@ -110,6 +110,7 @@ def _context(run: Run) -> dict[str, Any]:
         "alarms": sections.alarms(run),
         "curves": sections.learning_curves(run),
         "more_curves": sections.more_curves(run),
+        "direct": sections.tuned_by(run) in sections.DIRECT,
         "reward_chart": sections.reward_model(run),
         "score_table": sections.score_table(run),
         "quality_table": sections.quality_table(run),
@@ -140,7 +141,7 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _tiles(run: Run, head: sections.WinRate | None) -> list[dict[str, str]]:
     """The few numbers at the top: what was won, what it cost, whether the text is still language."""
-    tuned = head.policy if head else "ppo"
+    tuned = head.policy if head else sections.tuned_by(run)
     tiles = []
     if head:
         tiles.append({

@@ -5,7 +5,7 @@ The files and the keys that the report reads:
     config.yaml               the resolved settings
     environment.json          versions, hardware, threads, seed
     state.json                stage, round, step; may hold ``labels``
-    metrics.jsonl             one row per step: stage ("sft", "baseline_sft", "reward", "ppo"), round, step and that stage's numbers
+    metrics.jsonl             one row per step: stage ("sft", "reward", the method's, …), round, step and that stage's numbers
     timings.jsonl             stage, round, seconds, peak_memory_bytes
     alarms.jsonl              stage, round, step, text: what the watch over the metrics said; there only if it said something
     evaluation/results.json   labeler, seed, prompts, win_rates, scores, kl, reward_model, frontier, text_quality, labels

@@ -255,7 +255,8 @@ def measured_reward_models(context: Context) -> list[dict[str, Any]]:
         found = read_json(context.path / f"rounds/{number}/{model}/validation.json")
         if found["questions"]:
             correct = [i < found["correct"] for i in range(found["questions"])]
-            rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=compared(context))))
+            K = found["responses_per_question"]
+            rows.append(dict(accuracy_row(correct, round_number=number, responses_per_question=K)))
     return rows
 
 

@@ -71,6 +71,8 @@ class LabelsConfig(Config):
     ``responses`` and ``best``, as ``labels:FILE``. null: none. A mock labeler gets none."""
     noise: Share = 0.0
     """Probability that a mock labeler answers at random."""
+    leave_out_long: bool = False
+    """Leave labels out, counted, that are longer than the task allows, of those that were given before; false: they are a fault."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LabelsConfig:
@@ -111,6 +113,12 @@ class DPORoundsConfig(DPOConfig):
     that each round may move as far as the first."""
     round_labels: Literal["all", "new"] = "all"
     """What a round trains on: all labels so far, or its own alone."""
+    sft_first: SFTConfig | None = None
+    """Supervised fine-tuning on the chosen responses of the first round before its DPO; what comes out is where DPO begins and is held, as
+    Rafailov et al. 2023, section 4, advise where the reference did not write the responses. null: none."""
+    drop: tuple[Literal["dual_safe", "dual_unsafe"], ...] = ()
+    """Labels to leave out by the safety of their responses (Xu et al. 2024, arXiv:2404.10719): ``dual_unsafe``, where none is safe, so that
+    no unsafe one is chosen; ``dual_safe``, where all are. The rows of the labels must say ``safe``, true or false for each response."""
 
     @model_validator(mode="after")
     def _held(self) -> DPORoundsConfig:
@@ -138,7 +146,8 @@ class LoopConfig(Config):
     """Compile the layers of models that are trained, or asked at every update, with ``torch.compile``: somewhat faster, after up to half a
     minute per stage. Sampling and the attention stay as they are. Numbers are equal up to rounding. Needs a C++ compiler."""
     prompts: str = "asset:prompts"
-    """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote."""
+    """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote;
+    ``labels``: those of the labels that were given before, the held-out ones for the evaluation."""
     passages: bool = False
     """Cut every passage that the task's rule finds in a text, not only its first: for books and other long texts."""
     labeler: str = "score:positive"

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,12 +18,14 @@ from torch import Tensor
 
 from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
+from humanward.data.given_labels import read_given, with_held_out
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
+from humanward.feedback.kinds import kind_of
 from humanward.models import TYPES, Policy, RewardModel, ValueNetwork, context_length, fingerprint, sample_responses, with_options
 from humanward.models.loading import resolve
 from humanward.models.sampling import Samples
-from humanward.records import Prompt, Response, read_jsonl
+from humanward.records import Label, Prompt, Question, Response, read_jsonl
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.cord import CordWatch
 from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed, write_json
@@ -102,12 +105,17 @@ class Context:
         """The policy that round ``round`` starts from."""
         return self.reference_folder if round == 1 else self.path / f"rounds/{round - 1}/policy"
 
+    def tuned_from(self, round: int) -> str | Path:
+        """Where the tuning of a round begins: as a rule at the policy that wrote its responses."""
+        first = round == 1 and self.config.method == "dpo" and self.config.dpo.sft_first is not None
+        return self.path / "chosen_sft" if first else self.policy_before(round)
+
     def held_to(self, round: int) -> Policy | None:
         """Where a round of DPO is held, frozen; None where its losses have no reference."""
         settings = self.config.dpo
         if settings.reference == "none":
             return None
-        folder = self.reference_folder if settings.round_reference == "first" else self.policy_before(round)
+        folder = self.tuned_from(1 if settings.round_reference == "first" else round)
         return self.optimized(self.policy(folder).requires_grad_(False).eval(), trained=False)
 
     @cached_property
@@ -116,9 +124,25 @@ class Context:
         return Task(self.config.task, given.tokenizer, context_length=context_length(given.model), model_name=self.config.model)
 
     @cached_property
+    def given_labels(self) -> tuple[list[Question], list[Label]]:
+        """Labels that somebody gave before, from a file; some of their prompts, by lot, are held out."""
+        settings = self.config.labels
+        given = read_given(self.config.labeler.removeprefix("labels:"), self.task, leave_out_long=settings.leave_out_long)
+        if given.too_long:
+            self.tell(f"{given.too_long} labels are left out: their prompt or a response is longer than the task allows")
+        kinds = {question.id: (kind_of(question), question) for question in given.questions}
+        for kind, question in kinds.values():
+            kind.check_question(question)
+        labels = [replace(label, answer=kinds[label.question_id][0].check_answer(kinds[label.question_id][1], label.answer))
+                  for label in given.labels]  # fmt: skip
+        return with_held_out(given.questions, settings.validation_share, self.seed("held-out labels")), labels
+
+    @cached_property
     def source_prompts(self) -> list[Prompt]:
         """Different prompts that the task's rule cuts from the source, in its order."""
         source = self.config.prompts
+        if source == "labels":
+            return list({q.prompt.tokens: q.prompt for q in self.given_labels[0]}.values())
         if source.startswith("asset:"):
             source = str(Path(resolve("asset:storyteller")).parent / f"{source.removeprefix('asset:')}.jsonl.gz")
         found = islice(self.task.iter_prompts(iter_texts(source), passages=self.config.passages), PROMPTS_AT_MOST)
@@ -237,5 +261,7 @@ def check_settings(config: LoopConfig) -> None:
     name, colon, _ = config.labeler.partition(":")
     if config.labeler != "people" and not (name in ("score", "labels", "own") and colon):
         raise UserError(f"labeler: {config.labeler!r}: expected people, score:SPEC (for example score:positive) or labels:FILE")
+    if config.prompts == "labels" and name != "labels":
+        raise UserError("prompts: labels: these are the prompts of labels that were given before; set labeler=labels:FILE")
     if config.sft is not None and config.sft.texts is None:
         raise UserError("sft.texts: not set; give texts to fine-tune on, or turn the stage off with sft=null")

@@ -21,7 +21,18 @@ from humanward.models import settled_dtype
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, warn
 from humanward.rounds.methods import METHODS
-from humanward.rounds.stages import ask, baseline, check_inputs, collect, evaluate, export, fit_reward, prepare_prompts, supervise
+from humanward.rounds.stages import (
+    ask,
+    baseline,
+    check_inputs,
+    chosen_first,
+    collect,
+    evaluate,
+    export,
+    fit_reward,
+    prepare_prompts,
+    supervise,
+)
 from humanward.storage import RunFolder, StopFlag, verify_folder
 from humanward.storage.files import write_bytes
 from humanward.trainers import Progress
@@ -45,7 +56,7 @@ class Stage:
     @property
     def has_command(self) -> bool:
         """Whether it can be asked for alone; the others come along with the next one that can."""
-        return self.name not in ("prompts", "baseline_sft", "export")
+        return self.name not in ("prompts", "chosen_sft", "baseline_sft", "export")
 
 
 def stages_of(config: LoopConfig) -> list[Stage]:
@@ -56,6 +67,8 @@ def stages_of(config: LoopConfig) -> list[Stage]:
     for number in range(1, config.labels.rounds + 1):
         folder = f"rounds/{number}"
         listed += [Stage("sample", number, f"{folder}/questions", ask), Stage("label", number, f"{folder}/labels", collect)]
+        if number == 1 and config.method == "dpo" and config.dpo.sft_first is not None:
+            listed.append(Stage("chosen_sft", 0, "chosen_sft", chosen_first, all_processes=True))
         if config.fits_reward:
             listed.append(Stage("reward", number, f"{folder}/reward", fit_reward, all_processes=True))
         listed.append(Stage(config.method, number, f"{folder}/policy", METHODS[config.method], all_processes=True))

@@ -14,8 +14,8 @@ from typing import Protocol
 from humanward.models import ValueNetwork
 from humanward.rounds.context import Context
 from humanward.rounds.stages import comparisons, first_step, save, write_accuracy
-from humanward.trainers import DPOTrainer, GroupTrainer, PPOTrainer, Reward, Surroundings, Trainer, implicit_choices, train
-from humanward.trainers.questions import right_marks
+from humanward.trainers import DPOTrainer, GroupTrainer, PPOTrainer, Reward, Surroundings, Trainer, implicit_agreements, train
+from humanward.trainers.questions import as_judged, without_dual
 
 Method = Callable[[Context, int, Path], None]
 """Writes the policy of a round into a folder."""
@@ -79,15 +79,16 @@ def on_groups(context: Context, round: int, output: Path) -> None:
 def dpo(context: Context, round: int, output: Path) -> None:
     """A training on labels, from the policy that wrote the round's responses."""
     settings = context.config.dpo
-    training, validation = comparisons(context, round, only_new=settings.round_labels == "new")
-    policy = context.optimized(context.policy(context.policy_before(round)))
+    parts = comparisons(context, round, only_new=settings.round_labels == "new")
+    training, validation = (without_dual(part, settings.drop) for part in parts)
+    policy = context.optimized(context.policy(context.tuned_from(round)))
     trainer = DPOTrainer(
-        policy, context.held_to(round), training, settings, seed=context.seed("dpo", round), accelerator=context.accelerator
+        policy, context.held_to(round), as_judged(training), settings, seed=context.seed("dpo", round), accelerator=context.accelerator
     )
     train(trainer, context.surroundings(f"dpo-{round}"), stage="dpo", round=round)
     if context.accelerator.is_main_process:
-        choices = implicit_choices(trainer.policy, context.held_to(round), validation, trainer.objective)
-        write_accuracy(output, round, right_marks(validation, choices), len(training))
+        right = implicit_agreements(trainer.policy, context.held_to(round), validation, trainer.objective)
+        write_accuracy(output, round, right, validation, len(training))
     save(context, policy, output)
 
 

@@ -1,4 +1,7 @@
-"""How many more labels would help: reward models fitted to nested parts of a run's labels, measured on labels that they have not seen."""
+"""How many more labels would help: models fitted to nested parts of a run's labels, measured on labels that they have not seen.
+
+The models are reward models, or, where the run's method has none, policies of this method, read as reward models.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,10 @@ from humanward.maths.statistics import wilson_interval
 from humanward.models import RewardModel, load_causal_lm
 from humanward.models.loading import resolve
 from humanward.records import Comparison
-from humanward.rounds.assessment import compared
 from humanward.rounds.context import Context
 from humanward.storage import MetricsLog, RunFolder, generator, write_json
-from humanward.trainers import RewardTrainer, Surroundings, agreements, train
-from humanward.trainers.questions import best_responses
+from humanward.trainers import DPOTrainer, RewardTrainer, Surroundings, agreements, implicit_agreements, train
+from humanward.trainers.questions import as_judged, best_responses, without_dual
 
 HELD_OUT = 0.25
 """Share of the questions that a repetition measures on; another quarter each time."""
@@ -93,6 +95,14 @@ def measure(
     context: Context, training: Sequence[Comparison], held_out: Sequence[Sequence[Comparison]], repeat: int, size: int
 ) -> tuple[int, int]:
     """(held-out labels that the fitted model agrees with, held-out labels)."""
+    rows = [label for question in held_out for label in question]
+    fitted = fitted_reward if context.config.fits_reward else fitted_policy
+    right = fitted(context, training, rows, repeat, size)
+    return sum(right), len(right)
+
+
+def fitted_reward(context: Context, training: Sequence[Comparison], rows: Sequence[Comparison], repeat: int, size: int) -> list[bool]:
+    """Whether a reward model that is fitted to a part of the labels prefers what they prefer."""
     settings = context.config.reward.model_copy(update={"normalize_before": False, "normalize_after": False})  # scale changes no choice
     model = load_causal_lm(resolve(context.reference_folder), dtype=context.dtype)
     head = generator(context.config.seed, "reward curve head", repeat)
@@ -102,9 +112,20 @@ def measure(
         accelerator=context.accelerator,
     )  # fmt: skip
     train(trainer, Surroundings(stop=context.stop), stage="reward-curve")
-    rows = [label for question in held_out for label in question]
-    right = agreements(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64)
-    return sum(right), len(right)
+    return agreements(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64)
+
+
+def fitted_policy(context: Context, training: Sequence[Comparison], rows: Sequence[Comparison], repeat: int, size: int) -> list[bool]:
+    """Whether the policy has become likelier to write what the labels prefer, after a direct method on a part of them."""
+    settings = context.config.dpo
+    policy, reference = (context.policy(context.reference_folder) for _ in range(2))
+    known = None if settings.reference == "none" else context.optimized(reference.requires_grad_(False).eval(), trained=False)
+    trainer = DPOTrainer(
+        context.optimized(policy), known, as_judged(without_dual(training, settings.drop)), settings,
+        seed=context.seed("reward curve order", repeat, size), accelerator=context.accelerator,
+    )  # fmt: skip
+    train(trainer, Surroundings(stop=context.stop), stage="reward-curve")
+    return implicit_agreements(trainer.policy, known, rows, trainer.objective)
 
 
 def summary(context: Context, rows: Sequence[dict[str, Any]], snapshot: Snapshot, questions: int) -> dict[str, Any]:
@@ -120,7 +141,7 @@ def summary(context: Context, rows: Sequence[dict[str, Any]], snapshot: Snapshot
         # careful: the repetitions' held-out parts overlap, so the interval is that of one repetition, about the mean of all.
         low, high = wilson_interval(right / len(mine), round(trials / len(mine)))
         points.append({"questions": size, "accuracy": right / trials, "low": low, "high": high, "repeats": len(mine)})
-    K = compared(context)
+    K = max(len(snapshot.questions[0].responses), 2)
     return {
         "snapshot": snapshot.sha256, "labels": len(snapshot.labels), "questions": questions, "chance": 1 / K, "points": points,
         "curve": law._asdict(), "forecasts": [f._asdict() for f in ahead], "confidence": 0.9,

@@ -9,20 +9,22 @@ from pathlib import Path
 from humanward.data import iter_texts, text_windows
 from humanward.data.batches import epoch_order, index_order
 from humanward.data.demonstrations import Demonstration, demonstrations
+from humanward.errors import UserError
 from humanward.feedback import Snapshot, answer_questions
+from humanward.feedback.kinds import to_comparisons
 from humanward.maths.schedules import labels_required
 from humanward.models import Policy, RewardModel, check_compiler, load_causal_lm
 from humanward.models.loading import resolve
-from humanward.records import Comparison, Label, Prompt, Question, Response, read_jsonl, write_jsonl
+from humanward.records import Comparison, Prompt, Question, Response, read_jsonl, write_jsonl
 from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, check_settings, weights_hash
 from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
 from humanward.storage import generator, write_json
-from humanward.trainers import RewardTrainer, SFTTrainer, agreements, train
+from humanward.trainers import RewardTrainer, SFTConfig, SFTTrainer, agreements, train
 from humanward.trainers.ptx import pretraining_texts
-from humanward.trainers.questions import best_responses
+from humanward.trainers.questions import best_responses, without_dual
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
 
@@ -45,7 +47,10 @@ def check_inputs(context: Context) -> None:
     if config.method == "ppo" and config.ppo.ptx is not None:
         pretraining_texts(config.ppo.ptx, context.task)
     if config.labeler.startswith("labels:"):
-        given_labels(context)
+        if not without_dual(to_comparisons(*context.given_labels), config.dpo.drop):
+            raise UserError("dpo.drop leaves no label; drop less")
+    elif config.dpo.drop:
+        raise UserError("dpo.drop: only labels from a file can say which responses are safe; leave it out, or set labeler=labels:FILE")
     if config.labeler == "people":
         instructions(config.labels.instructions)
         gold_questions(context)
@@ -57,9 +62,14 @@ def check_inputs(context: Context) -> None:
 def prepare_prompts(context: Context, round: int, output: Path) -> None:
     """Set some of the source's prompts aside, by lot, that no training sees."""
     unique, wanted = context.source_prompts, context.config.evaluation.prompts
-    order = epoch_order(context.seed("prompt split"), 0, len(unique))
-    write_jsonl(output / "evaluation.jsonl", (unique[i].to_json() for i in order[:wanted]))
-    write_jsonl(output / "training.jsonl", (unique[i].to_json() for i in order[wanted:]))
+    shuffled = [unique[i] for i in epoch_order(context.seed("prompt split"), 0, len(unique))]
+    fresh, others = shuffled[:wanted], shuffled[wanted:]
+    if context.config.prompts == "labels":  # those of the held-out labels
+        held_out = {q.prompt.tokens for q in context.given_labels[0] if q.split == "validation"}
+        fresh = [p for p in shuffled if p.tokens in held_out][:wanted]
+        others = [p for p in shuffled if p.tokens not in held_out]
+    write_jsonl(output / "evaluation.jsonl", (prompt.to_json() for prompt in fresh))
+    write_jsonl(output / "training.jsonl", (prompt.to_json() for prompt in others))
 
 
 def supervise(context: Context, round: int, output: Path) -> None:
@@ -108,7 +118,7 @@ def ask(context: Context, round: int, output: Path) -> None:
     config = context.config
     count = questions_of_round(context, round)
     if config.labeler.startswith("labels:"):
-        questions, _ = given_labels(context)
+        questions, _ = context.given_labels
         write_jsonl(output / "questions.jsonl", (q.to_json() for q in questions))
         return
     prompts = context.prompts("training")
@@ -160,7 +170,7 @@ def collect(context: Context, round: int, output: Path) -> None:
     path = context.path / f"rounds/{round}/questions/questions.jsonl"
     questions = [Question.from_json(row, f"{path}:{line}") for line, row in read_jsonl(path)]
     if context.config.labeler.startswith("labels:"):
-        given, labels = given_labels(context)
+        given, labels = context.given_labels
         Snapshot.of(given, labels).save(output / "snapshot.jsonl")
         return
     if context.config.labeler == "people":
@@ -180,13 +190,6 @@ def collect(context: Context, round: int, output: Path) -> None:
         answer_questions(context.store, context.labelers, on_answer, lambda: context.stop.requested)
         context.stop.check()
     context.store.snapshot(round).save(output / "snapshot.jsonl")
-
-
-def given_labels(context: Context) -> tuple[list[Question], list[Label]]:
-    """Labels that somebody gave before, from a file."""
-    from humanward.data.label_files import read_labels
-
-    return read_labels(context.config.labeler.removeprefix("labels:"), context.task)
 
 
 def comparisons(context: Context, round: int, *, only_new: bool = False) -> tuple[list[Comparison], list[Comparison]]:
@@ -228,12 +231,14 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
     if context.accelerator.is_main_process:
         trainer.reward_model.save(output)
         right = agreements(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64)
-        write_accuracy(output, round, right, len(training))
+        write_accuracy(output, round, right, validation, len(training))
 
 
-def write_accuracy(output: Path, round: int, right: Sequence[bool], labels: int) -> None:
+def write_accuracy(output: Path, round: int, right: Sequence[bool], validation: Sequence[Comparison], labels: int) -> None:
     """Into validation.json: how often a model prefers what the labelers do, on questions that nothing was trained on."""
-    write_json(output / VALIDATION, {"round": round, "questions": len(right), "correct": sum(right), "labels": labels})
+    compared = max(len(validation[0].responses), 2) if validation else 0  # what was judged alone is compared two by two
+    counts = {"questions": len(right), "correct": sum(right), "responses_per_question": compared, "labels": labels}
+    write_json(output / VALIDATION, {"round": round, **counts})
 
 
 def baseline(context: Context, round: int, output: Path) -> None:
@@ -241,11 +246,23 @@ def baseline(context: Context, round: int, output: Path) -> None:
     settings = context.config.baseline_sft
     assert settings is not None
     training, validation = comparisons(context, context.config.labels.rounds)
-    chosen = chosen_responses(training + validation)
+    supervise_on_chosen(context, "baseline_sft", settings, training + validation, output)
+
+
+def chosen_first(context: Context, round: int, output: Path) -> None:
+    """Where a direct method begins, and is held to, if no model was fine-tuned on such texts before."""
+    settings = context.config.dpo.sft_first
+    assert settings is not None
+    supervise_on_chosen(context, "chosen_sft", settings, comparisons(context, 1)[0], output)
+
+
+def supervise_on_chosen(context: Context, stage: str, settings: SFTConfig, labels: Sequence[Comparison], output: Path) -> None:
+    """Maximum likelihood of the chosen responses, from the reference on."""
+    chosen = chosen_responses(labels)
     rows = [Demonstration(prompt.tokens, response.tokens, prompt.id) for prompt, response in chosen if response.tokens]
     policy = context.optimized(context.policy(context.reference_folder))
-    trainer = SFTTrainer(policy, rows, settings, seed=context.seed("baseline_sft"), accelerator=context.accelerator)
-    train(trainer, context.surroundings("baseline_sft"), stage="baseline_sft")
+    trainer = SFTTrainer(policy, rows, settings, seed=context.seed(stage), accelerator=context.accelerator)
+    train(trainer, context.surroundings(stage), stage=stage)
     save(context, policy, output)
 
 

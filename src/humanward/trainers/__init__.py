@@ -6,7 +6,7 @@ from .best_of_n import Best, best_of_n
 from .dpo import DPOConfig, DPOTrainer
 from .expert_iteration import ExpertIterationConfig
 from .group import GroupTrainer
-from .implicit import implicit_choices
+from .implicit import implicit_agreements, implicit_choices, implicit_rewards
 from .loaded_reward import load_reward
 from .online_dpo import OnlineDPOConfig
 from .policy_gradient import GroupConfig
@@ -51,7 +51,9 @@ __all__ = [
     "agreements",
     "best_of_n",
     "choices",
+    "implicit_agreements",
     "implicit_choices",
+    "implicit_rewards",
     "load_reward",
     "respond",
     "score_episodes",

@@ -40,8 +40,8 @@ class Meter:
         """Of chosen and rejected responses alike, score units; known after ``metrics``."""
 
     @torch.no_grad()
-    def add(self, said: Said, questions: Questions, scores: Float[Tensor, "B K"], real: Float[Tensor, " B"]) -> None:
-        """Count questions; ``scores`` are their implicit rewards in units of beta, ``real`` is 0 for those that only fill a batch."""
+    def add(self, said: Said, questions: Questions, scores: Float[Tensor, "B K"], weight: Float[Tensor, " B"]) -> None:
+        """Count questions; ``scores`` are their implicit rewards in units of beta, ``weight`` is 0 for those that only fill a batch."""
         K = questions.target.shape[1]
         mask = questions.response_mask
         length = mask.sum(-1)
@@ -52,7 +52,7 @@ class Meter:
             rejected = (1 - chosen) / (K - 1)
         rewards = self.beta * scores
         logprob = said.logprobs.sum(-1)
-        rows = {"questions": torch.ones_like(real), "right": rewards.argmax(1) == questions.best}
+        rows = {"questions": torch.ones_like(weight), "right": rewards.argmax(1) == questions.best}
         for name, share in (("chosen", chosen), ("rejected", rejected)):
             rows |= {name: share, f"{name}_reward": share * rewards, f"{name}_logprob": share * logprob, f"{name}_tokens": share * length}
             if said.reference is not None:
@@ -68,7 +68,7 @@ class Meter:
         rows |= {"margin": margin, "lead": lead, "margin2": margin * margin, "lead2": lead * lead, "margin_lead": margin * lead}
         for name, values in rows.items():
             per_question = values.double() if values.dim() == 1 else values.double().sum(1)
-            self.sums[_NAMES.index(name)] += (per_question * real).sum()
+            self.sums[_NAMES.index(name)] += (per_question * weight).sum()
 
     def metrics(self, accelerator: Accelerator, *, pairs: bool, reference: bool) -> dict[str, float]:
         """Of the global batch. What nothing is known of is left out."""

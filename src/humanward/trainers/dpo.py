@@ -85,7 +85,7 @@ class DPOConfig(Config):
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """``linear``: to 0 over the training."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the updates over which a cosine schedule rises from 0."""
+    """Share of the updates over which the rate rises from 0 first."""
     batch_size: PositiveInt = 32
     """Questions per update, over all processes."""
     micro_batch_tokens: PositiveInt | None = None
@@ -224,22 +224,23 @@ class DPOTrainer:
         mine = my_rows(self.accelerator, len(padded))
         own = padded[mine]
         kept = [self.comparisons[row] for row in own]
-        real = [float(number < len(batch)) for number in range(len(padded))][mine]
+        counted = [self.comparisons[row].weight * (number < len(batch)) for number, row in enumerate(padded)]
+        total_weight, weight = sum(counted), counted[mine]
         micro = self.micro_batches(self.comparisons, own)
-        measured = self.measure(batch, own, real)
-        value, gradient = self.of_the_batch(own, real, micro) if self.objective.whole_batch else (0.0, None)
+        measured = self.measure(batch, own, weight)
+        value, gradient = self.of_the_batch(own, weight, micro) if self.objective.whole_batch else (0.0, None)
         meter = Meter(self.config.beta, self.policy.eos_id, self.accelerator.device)
 
         def loss(module: nn.Module, places: list[int]) -> Tensor:
             questions, said = self.ask(module, self.comparisons, [own[place] for place in places], self.known)
-            counts = torch.tensor([real[place] for place in places], device=self.accelerator.device)
+            counts = torch.tensor([weight[place] for place in places], device=self.accelerator.device)
             meter.add(said, questions, self.objective.scores(said, questions).detach(), counts)
-            total = (counts * self.objective.per_question(said, questions, measured)).sum() / len(batch)
+            total = (counts * self.objective.per_question(said, questions, measured)).sum() / total_weight
             if gradient is None:
                 return total
             # The gradient of a statement about the whole batch, and this part's share of its value.
             moved = (gradient[places] * said.logprobs.sum(-1)).sum()
-            return total + moved - moved.detach() + value * counts.sum() / len(batch)
+            return total + moved - moved.detach() + value * counts.sum() / total_weight
 
         metrics = self.updater.update(
             micro, loss, what="DPO", batch=lambda: collate(kept, self.policy.pad_id, self.accelerator.device).tensors()
@@ -257,24 +258,25 @@ class DPOTrainer:
         return questions, Said(said.logprobs, None if known is None else known.logprobs(questions, rows), said.log_collision)
 
     @torch.no_grad()
-    def measure(self, batch: Sequence[int], own: Sequence[int], real: Sequence[float]) -> dict[str, float]:
+    def measure(self, batch: Sequence[int], own: Sequence[int], weight: Sequence[float]) -> dict[str, float]:
         """What the losses need to know of the global batch before its first forward with gradient."""
         measured = {}
+        total_weight = sum(self.comparisons[row].weight for row in batch)
         if self.objective.reads("mean_chosen_length"):
-            measured["mean_chosen_length"] = sum(self.chosen_length(row) for row in batch) / len(batch)
+            measured["mean_chosen_length"] = sum(self.comparisons[row].weight * self.chosen_length(row) for row in batch) / total_weight
         if self.objective.reads("reward_shift"):
             measured["reward_shift"] = self.reward_mean
         if self.objective.reads("reference_point"):
             moved = torch.zeros((), device=self.accelerator.device)
             for places in self.micro_batches(self.crossed, own):
                 _, said = self.ask(self.updater.module, self.crossed, [own[place] for place in places], self.known_crossed)
-                counts = torch.tensor([real[place] for place in places], device=self.accelerator.device)
+                counts = torch.tensor([weight[place] for place in places], device=self.accelerator.device)
                 moved += (counts * said.logratio.sum(-1).mean(1)).sum()
-            mean = sum_over_processes(self.accelerator, moved) / len(batch)
+            mean = sum_over_processes(self.accelerator, moved) / total_weight
             measured["reference_point"] = float(kto_reference_point(mean[None]))
         return measured
 
-    def of_the_batch(self, own: Sequence[int], real: Sequence[float], micro: Sequence[list[int]]) -> tuple[float, Float[Tensor, "B K"]]:
+    def of_the_batch(self, own: Sequence[int], weight: Sequence[float], micro: Sequence[list[int]]) -> tuple[float, Float[Tensor, "B K"]]:
         """Losses that sort the global batch: a first forward without gradient gives their value and their gradient to each response."""
         device = self.accelerator.device
         K = len(self.comparisons[0].responses)
@@ -286,17 +288,17 @@ class DPOTrainer:
                 logprob[places], target[places], ranked = said.logprobs.sum(-1), questions.target, questions.ranked
                 if said.reference is not None:
                     reference[places] = said.reference.sum(-1)
-        everything = [gather_rows(self.accelerator, x) for x in (logprob, reference, target, torch.tensor(real, device=device))]
-        counted = everything[3] > 0
-        leaf, reference, target = (x[counted] for x in everything[:3])
-        leaf.requires_grad_()
+        everything = [gather_rows(self.accelerator, x) for x in (logprob, reference, target, torch.tensor(weight, device=device))]
+        # A weight of 2 is the question twice, one of 0 only fills the batch.
+        times = everything[3].long()
+        every = everything[0].clone().requires_grad_()
+        leaf, reference, target = (x.repeat_interleave(times, 0) for x in (every, *everything[1:3]))
         empty = torch.zeros(len(leaf), 0, dtype=torch.long, device=device)
         # One "token" per response: its whole log-probability.
         mask = torch.ones(*leaf.shape, 1, dtype=torch.bool, device=device)
         questions = Questions(empty, empty.bool(), mask.long(), mask, ranked, target)
         value = self.objective.of_the_batch(Said(leaf[..., None], reference[..., None]), questions)
-        gradient = torch.zeros_like(everything[0])
-        gradient[counted] = torch.autograd.grad(value, leaf)[0]
+        gradient = torch.autograd.grad(value, every)[0]
         return float(value.detach()), gradient[my_rows(self.accelerator, len(gradient))]
 
     def after(self, index: int, meter: Meter) -> None:

@@ -9,16 +9,16 @@ import torch
 from humanward.models import Policy
 from humanward.records import Comparison
 from humanward.trainers.objective import Objective, Said
-from humanward.trainers.questions import collate, tokens_of
+from humanward.trainers.questions import agreement_marks, collate, tokens_of
 from humanward.trainers.reference import ask
 from humanward.trainers.updates import micro_batches
 
 
 @torch.no_grad()
-def implicit_choices(
+def implicit_rewards(
     policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective, *, tokens: int | None = None
-) -> list[int]:
-    """Which response of each question has the highest implicit reward, log(pi / rho) where the objective has a reference.
+) -> list[list[float]]:
+    """Of each response of each question in units of beta: log(pi / rho), as the objective's divergence turns it into a reward.
 
     Args:
         policy: pi.
@@ -27,11 +27,21 @@ def implicit_choices(
         objective: says how log-ratios become rewards.
         tokens: of a forward, at most; None: as many as are fast on the policy's device.
     """
-    chosen = [0] * len(comparisons)
+    rewards: list[list[float]] = [[] for _ in comparisons]
     device = policy.device
     for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, device):
         questions = collate([comparisons[row] for row in rows], policy.pad_id, device)
         said = Said(ask(policy, questions).logprobs, None if reference is None else ask(reference, questions).logprobs)
-        for row, best in zip(rows, objective.scores(said, questions).argmax(1).tolist(), strict=True):
-            chosen[row] = best
-    return chosen
+        for row, values in zip(rows, objective.scores(said, questions).tolist(), strict=True):
+            rewards[row] = values
+    return rewards
+
+
+def implicit_choices(policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective) -> list[int]:
+    """Which response of each question has the highest implicit reward."""
+    return [values.index(max(values)) for values in implicit_rewards(policy, reference, comparisons, objective)]
+
+
+def implicit_agreements(policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective) -> list[bool]:
+    """Whether the implicit reward prefers what the labels prefer, a mark for each that prefers something; chance is 1 / K."""
+    return agreement_marks(comparisons, implicit_rewards(policy, reference, comparisons, objective))

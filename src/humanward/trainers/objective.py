@@ -7,6 +7,7 @@ settings of the same name; what only the trainer can know of a batch (``MEASURED
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -193,6 +194,9 @@ class Objective:
 def check_data(objective: Objective, comparisons: Sequence[Comparison]) -> None:
     """Raises UserError where a label is nothing that a chosen loss can learn from."""
     unpaired = [name for name, loss in LOSSES.items() if loss.reads == "singles"]
+    for c in comparisons:
+        if not 0 < c.weight < math.inf:
+            raise UserError(f"question {c.question_id}: its weight is {c.weight:g}; a weight must be above 0")
     for name in objective.weights:
         loss = LOSSES[name]
         for c in comparisons:
@@ -205,6 +209,8 @@ def check_data(objective: Objective, comparisons: Sequence[Comparison]) -> None:
             certain = len(set(target)) == len(target) if c.kind == "ranking" else all(float(p).is_integer() for p in target)
             if loss.whole_batch and not certain:
                 raise UserError(f"{what} sorts a batch of certain choices and has no place for ties and probabilities; use sigmoid")
+            if loss.whole_batch and not float(c.weight).is_integer():
+                raise UserError(f"{what} sorts a batch, in which a weight of {c.weight:g} has no meaning; use whole numbers, or sigmoid")
 
 
 def _rows(questions: Questions, reads: str) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,8 @@ KINDS = ("best_of_k", "pair", "soft", "ranking")
 """What can be learnt from: a choice, or an order."""
 DIRECT_KINDS = (*KINDS, "binary")
 """Direct methods learn from responses that were judged alone too."""
+MIDDLE_RATING = 5
+"""Of the scale from 1 to 9."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,47 @@ def best_responses(comparison: Comparison) -> list[int]:
     return [index for index, value in enumerate(target) if value == best]
 
 
+def as_judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Numbers as the judgements that direct methods learn from: a rating above the middle of its scale is a liked response, one below is
+    not, the middle says nothing; a difference is the better of a pair, or a tie.
+    """
+    made = []
+    for c in comparisons:
+        if c.kind == "rating" and c.target == MIDDLE_RATING:
+            continue
+        if c.kind == "rating":
+            c = replace(c, kind="binary", target=int(c.target > MIDDLE_RATING))  # pyright: ignore[reportOperatorIssue]
+        elif c.kind == "difference":
+            best = best_responses(c)
+            c = replace(c, kind="pair", target=best[0] if len(best) == 1 else [0.5, 0.5])
+        made.append(c)
+    return made
+
+
+def without_dual(comparisons: Sequence[Comparison], drop: Sequence[str]) -> list[Comparison]:
+    """Labels but for those whose responses are all safe (``dual_safe``) or all unsafe (``dual_unsafe``).
+
+    Xu et al. 2024 (arXiv:2404.10719) leave both out of SafeRLHF's pairs: of two unsafe responses one is chosen all the same, and of two
+    safe ones the label is about something else.
+
+    Raises:
+        UserError: a row of the labels does not say which responses are safe.
+    """
+    if not drop:
+        return list(comparisons)
+    kept = []
+    for c in comparisons:
+        safe = c.prompt.metadata.get("safe")
+        if not isinstance(safe, list) or len(safe) != len(c.responses) or not all(isinstance(flag, bool) for flag in safe):
+            raise UserError(
+                f"question {c.question_id}: dpo.drop needs `safe` in its row, a list of true or false for each response; add it, or leave "
+                "dpo.drop out"
+            )
+        if not (all(safe) and "dual_safe" in drop) and not (not any(safe) and "dual_unsafe" in drop):
+            kept.append(c)
+    return kept
+
+
 def is_right(comparison: Comparison, choice: int) -> bool | None:
     """Whether the response that a model scores highest is one that the label prefers; None where the label prefers none."""
     best = best_responses(comparison)
@@ -98,6 +141,19 @@ def right_marks(comparisons: Sequence[Comparison], choices: Sequence[int]) -> li
     """``is_right`` of the labels that prefer something."""
     marks = [is_right(c, choice) for c, choice in zip(comparisons, choices, strict=True)]
     return [mark for mark in marks if mark is not None]
+
+
+def agreement_marks(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> list[bool]:
+    """Whether the scores of the responses prefer what the labels prefer, a mark for each that prefers something; chance is 1 / K.
+
+    What was judged alone prefers nothing. Such labels are taken two by two, each in one pair only so that the marks are independent, and
+    the higher score should belong to the better judgement; chance is 1 / 2.
+    """
+    if comparisons and len(comparisons[0].responses) == 1:
+        judged = [float(c.target) for c in comparisons]  # pyright: ignore[reportArgumentType]
+        twos = [(i, i + 1) for i in range(0, len(judged) - 1, 2)]
+        return [(scores[i][0] > scores[j][0]) == (judged[i] > judged[j]) for i, j in twos if judged[i] != judged[j]]
+    return right_marks(comparisons, [values.index(max(values)) for values in scores])
 
 
 def tokens_of(comparison: Comparison) -> int:

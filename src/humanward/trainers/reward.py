@@ -20,7 +20,7 @@ from humanward.models.policy import disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.label_losses import GRADED, LOSSES_OF_KIND, LossName, loss_for, without_labeler_noise
-from humanward.trainers.questions import Questions, check_questions, collate, right_marks, tokens_of
+from humanward.trainers.questions import Questions, agreement_marks, check_questions, collate, tokens_of
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over_processes, with_prefix, without_prefix
 
@@ -258,17 +258,5 @@ def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, bat
 
 
 def agreements(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[bool]:
-    """Whether the reward model prefers what the labels prefer, a mark for each that prefers something; chance is 1 / K.
-
-    Ratings prefer nothing alone. They are taken two by two, each in one pair only so that the marks are independent, and the higher score
-    should have the higher rating; chance is 1 / 2.
-    """
-    scores = scores_of(reward_model, comparisons, batch_size=batch_size)
-    if comparisons and comparisons[0].kind == "rating":
-        ratings = [float(c.target) for c in comparisons]  # pyright: ignore[reportArgumentType]
-        return [
-            (scores[i][0] > scores[i + 1][0]) == (ratings[i] > ratings[i + 1])
-            for i in range(0, len(ratings) - 1, 2)
-            if ratings[i] != ratings[i + 1]
-        ]
-    return right_marks(comparisons, [values.index(max(values)) for values in scores])
+    """Whether the reward model prefers what the labels prefer: ``agreement_marks`` of its scores."""
+    return agreement_marks(comparisons, scores_of(reward_model, comparisons, batch_size=batch_size))

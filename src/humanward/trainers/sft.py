@@ -37,7 +37,7 @@ class SFTConfig(Config):
     lr_schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Falls to 0 over the training, or stays."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the updates over which a cosine schedule rises from 0."""
+    """Share of the updates over which the rate rises from 0 first."""
     adam_eps: PositiveFloat = 1e-5
     """Adam's epsilon."""
     adam_eps_hat: bool = False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from humanward.data.batches import token_batches
 from humanward.errors import RunError, UserError
-from humanward.maths.schedules import cosine, linear_to_zero
+from humanward.maths.schedules import cosine, linear_to_zero, warmup_share
 from humanward.trainers.guards import BAD_UPDATES, TrainingError
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -67,10 +67,10 @@ class Updater:
     def current_lr(self) -> float:
         """The learning rate of the next update: lr * (1 - updates / total) when linear, as lm-human-preferences anneals."""
         if self.lr_schedule == "linear":
-            return self.lr * linear_to_zero(self.updates, self.total_updates)
+            return self.lr * linear_to_zero(self.updates, self.total_updates, self.warmup_updates)
         if self.lr_schedule == "cosine":
             return self.lr * cosine(self.updates, self.total_updates, self.warmup_updates)
-        return self.lr * min(1.0, (self.updates + 1) / (self.warmup_updates + 1))
+        return self.lr * warmup_share(self.updates, self.warmup_updates)
 
     def update(
         self, micro_batches: Sequence[T], loss: Callable[[nn.Module, T], Tensor], *, what: str,

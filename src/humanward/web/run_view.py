@@ -16,19 +16,28 @@ from humanward.storage import RunFolder, read_json
 
 POINTS = 200
 """Of one curve; longer ones are averaged."""
+TUNING = "tuning"
+"""Stands for the stage that tunes the policy, which is called after the run's method."""
 CHARTS: list[tuple[str, str, str, dict[str, str], str]] = [  # id, title, stage, metrics with their names, what stands below
-    ("score", "Score of the policy", "ppo", {"score": "reward model", "true_score": "known score"}, "update"),
-    ("kl", "KL from the reference, nats", "ppo", {"kl": "KL"}, "update"),
-    ("length", "Length of responses, tokens", "ppo", {"response_length": "length"}, "update"),
-    ("entropy", "Entropy, nats per token", "ppo", {"entropy": "entropy"}, "update"),
+    ("score", "Score of the policy", TUNING, {"score": "reward model", "true_score": "known score"}, "update"),
+    ("kl", "KL from the reference, nats", TUNING, {"kl": "KL"}, "update"),
+    ("length", "Length of responses, tokens", TUNING, {"response_length": "length"}, "update"),
+    ("entropy", "Entropy, nats per token", TUNING, {"entropy": "entropy"}, "update"),
+    ("implicit", "Accuracy of the implicit reward", TUNING, {"accuracy": "round {round}"}, "update of the round"),
+    (
+        "displacement", "Judged responses against the reference, nats", TUNING,
+        {"chosen_moved": "chosen, round {round}", "rejected_moved": "rejected, round {round}"}, "update of the round",
+    ),
+    ("off-both", "Probability moved off both", TUNING, {"mass_off_both": "round {round}"}, "update of the round"),
     ("accuracy", "Accuracy of the reward model", "reward", {"accuracy": "round {round}"}, "step of the round"),
     ("reward-loss", "Loss of the reward model", "reward", {"loss": "round {round}"}, "step of the round"),
     ("sft-loss", "Loss of fine-tuning on texts", "sft", {"loss": "loss"}, "step"),
-]
+]  # fmt: skip
 STAGES = {
     "prompts": "prepares the prompts", "sft": "fine-tunes the model on texts", "sample": "writes the responses of round {round}",
     "label": "waits for the labels of round {round}", "reward": "fits the reward model of round {round}",
-    "ppo": "tunes the policy in round {round}", "baseline_sft": "fine-tunes the baseline", "export": "writes the policy",
+    TUNING: "tunes the policy in round {round}", "chosen_sft": "fine-tunes on chosen responses", "baseline_sft": "fine-tunes the baseline",
+    "export": "writes the policy",
     "evaluate": "compares the policies", "done": "is finished",
 }  # fmt: skip
 FIRST_COMPARISON = 1_000_000
@@ -36,7 +45,8 @@ FIRST_COMPARISON = 1_000_000
 FOR_LABELERS = {
     "prompts": "The prompts are being prepared.", "sft": "The model is learning from texts.", "sample": "New responses are being written.",
     "label": "What is left to answer is with others now.", "reward": "A model of what was preferred is being fitted to the answers.",
-    "ppo": "The policy is being trained on what was preferred.", "baseline_sft": "A baseline is being trained for comparison.",
+    TUNING: "The policy is being trained on what was preferred.",
+    "chosen_sft": "The model is learning from chosen answers.", "baseline_sft": "A baseline is being trained for comparison.",
     "export": "The policy is being written.", "evaluate": "The policies are being compared.", "done": "All is done: thank you.",
 }  # fmt: skip
 Points = list[tuple[float, float]]
@@ -103,14 +113,18 @@ class RunView:
         stage = self.stage()
         if self.waiting().get("for") == "cord":
             return "has saved and waits until the cord is released"
-        return STAGES.get(stage[0], "is at {0}").format(stage[0], round=stage[1]) if stage else "has not begun"
+        return STAGES.get(self._known(stage[0]), "is at {0}").format(stage[0], round=stage[1]) if stage else "has not begun"
 
     def why_nothing(self) -> str:
         """For a labeler who has nothing to do: a sentence on what goes on meanwhile; empty where nobody can tell."""
         stage = self.stage()
         if self.waiting().get("for") == "cord":
             return "The training was stopped by a researcher for now."
-        return FOR_LABELERS.get(stage[0], "") if stage else ""
+        return FOR_LABELERS.get(self._known(stage[0]), "") if stage else ""
+
+    def _known(self, stage: str) -> str:
+        """A stage as the tables here name it."""
+        return TUNING if stage == self.settings().get("method", "ppo") else stage
 
     def settings(self) -> dict[str, Any]:
         """config.yaml as plain values; empty where it cannot be read."""
@@ -121,10 +135,11 @@ class RunView:
 
     def charts(self) -> list[dict[str, Any]]:
         """The curves that there are, as JSON: id, title, below, series of {name, points}."""
-        rows = self.rows()
+        rows, method = self.rows(), self.settings().get("method", "ppo")
         charts = []
         for name, title, stage, metrics, below in CHARTS:
-            series = [one for metric, label in metrics.items() for one in _series(rows, stage, metric, label)]
+            wanted = method if stage == TUNING else stage
+            series = [one for metric, label in metrics.items() for one in _series(rows, wanted, metric, label)]
             if series:
                 charts.append({"id": name, "title": title, "below": below, "series": series})
         return charts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from humanward.report.sections.asked import asked, labeler_words, settings_tables
 from humanward.report.sections.curves import alarms, learning_curves, more_curves
-from humanward.report.sections.parts import Chart, Table, policy_name
+from humanward.report.sections.parts import DIRECT, Chart, Table, policy_name, tuned_by
 from humanward.report.sections.people import agreement_chart, flagged, pairs_table, people_table, stops
 from humanward.report.sections.price import frontier_chart
 from humanward.report.sections.records import environment_table, labels_table, samples, time_table
@@ -16,6 +16,7 @@ from humanward.report.sections.versus import asked_people, comparisons, more_lab
 from humanward.report.sections.wins import WinRate, headline, quality_table, score_table, scored_by, verdict, win_rate_chart, win_rates
 
 __all__ = [
+    "DIRECT",
     "Chart",
     "Table",
     "WinRate",
@@ -44,6 +45,7 @@ __all__ = [
     "settings_tables",
     "stops",
     "time_table",
+    "tuned_by",
     "verdict",
     "win_rate_chart",
     "win_rates",

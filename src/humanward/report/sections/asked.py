@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from humanward.report.reading import Run, flat
-from humanward.report.sections.parts import Table
+from humanward.report.sections.parts import DIRECT, SHORT_NAMES, Table, tuned_by
 from humanward.report.sections.records import labels_table
 from humanward.report.text import clipped, decimal, without_secrets
 
@@ -13,9 +13,10 @@ IMPORTANT = {
     "prompts": "where prompts come from",
     "labeler": "who says which response is better",
     "seed": "seed of the whole run",
-    "labels.total": "labels due by the end of PPO",
-    "labels.initial": "labels before the first reward model",
-    "labels.rounds": "reward-model fits",
+    "method": "how the policy was tuned",
+    "labels.total": "labels due by the end of the tuning",
+    "labels.initial": "labels before the tuning began",
+    "labels.rounds": "rounds of labels and tuning",
     "labels.responses_per_question": "responses shown per question",
     "task.prompt_length": "tokens of a prompt, at most",
     "task.response_length": "tokens of a response",
@@ -32,6 +33,12 @@ IMPORTANT = {
     "ppo.kl_coef": "weight of the KL penalty (at the start)",
     "ppo.kl_target": "KL aimed at, nats per response",
     "ppo.clip_range": "clip range of the policy ratio",
+    "dpo.loss": "what DPO minimised",
+    "dpo.beta": "pull toward the reference, score units per nat",
+    "dpo.round_reference": "which policy a round was held to",
+    "dpo.lr": "learning rate of DPO",
+    "dpo.batch_size": "questions per DPO update",
+    "dpo.epochs": "passes over the labels",
     "evaluation.prompts": "fresh prompts for evaluation",
 }
 SAID = {
@@ -69,17 +76,30 @@ def asked(run: Run) -> list[str]:
     given, rounds = labels_table(run)[0], settings.get("labels.rounds")
     total = settings.get("labels.total") if given is None else str(given)
     ask = f"The model wrote {wrote}, and the labeler {said}"
+    if settings.get("labeler", "").startswith("labels:"):
+        ask, rounds = "The labels had been given before, of responses that were there", "1"
     sentences.append(f"{ask}: {_counted(total)} labels in {_rounds(rounds)}." if total else f"{ask}.")
-    sentences.append("A reward model learned to predict those answers, and PPO tuned the policy to raise its score,")
-    target = settings.get("ppo.kl_target", "none")
-    held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
-    sentences[-1] += f" {held} KL divergence from the model it started as."
+    sentences.append(_tuning(tuned_by(run), settings))
     if labeler == "people":
         sentences[1] = sentences[1].replace("and the labeler ", "and people, without knowing who wrote what, ")
         sentences[0] = sentences[0].replace("what people prefers", "what people prefer")
     if known_score:
         sentences.append("The labeler is a program with a known score, not a person: the result can be checked against the truth.")
     return sentences
+
+
+def _tuning(method: str, settings: dict[str, str]) -> str:
+    name = SHORT_NAMES.get(method, method)
+    if method in DIRECT:
+        before = settings.get("dpo.round_reference") == "before" and settings.get("labels.rounds") != "1"
+        where = "the policy that wrote them" if before else "the model it started as"
+        return f"{name} raised the odds of the chosen responses over the others, without a reward model, and held the policy to {where}."
+    target = settings.get(f"{method}.kl_target", "none")
+    held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
+    return (
+        f"A reward model learned to predict those answers, and {name} tuned the policy to raise its score, {held} KL divergence from the "
+        "model it started as."
+    )
 
 
 def _counted(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from humanward.report import charts
 from humanward.report.reading import Run, number, section
-from humanward.report.sections.parts import TABLE_ROWS, Chart, Table, spread
+from humanward.report.sections.parts import DIRECT, TABLE_ROWS, Chart, Table, spread, tuned_by
 from humanward.report.svg import inline_svg
 from humanward.report.text import decimal, percent
 
@@ -27,10 +29,36 @@ PPO_DETAILS = {
     "explained_variance": ("Explained variance", "Of the returns, by the value head.", False),
     "lr": ("Learning rate", "Of PPO.", False),
 }
+DIRECT_CURVES = [
+    (("Implicit reward: accuracy", "Share of questions whose preferred response has the highest implicit reward.", True), {"": "accuracy"}),
+    (("Margin", "Lead of the preferred response’s implicit reward over the others’, score units.", False), {"": "margin"}),
+    (
+        ("Displacement", "log π − log ρ, nats per response. Where both fall, the probability goes to responses that nobody judged.", False),
+        {"chosen": "chosen_moved", "rejected": "rejected_moved"},
+    ),
+    (
+        ("Mass moved off both", "Share of the judged responses’ probability that has gone elsewhere; questions where both fell.", True),
+        {"mass": "mass_off_both", "both fell": "both_fell"},
+    ),
+    (("Length confound", "Correlation of the margin with the lead in tokens: near 1, longer is better.", False), {"": "length_confound"}),
+    (
+        ("Weight of the end", "log π − log ρ of the end-of-text token, nats: below 0, responses end later.", False),
+        {"chosen": "chosen_eos_moved", "rejected": "rejected_eos_moved"},
+    ),
+]
+"""(title, what it is, whether it is a share), and label -> key in metrics.jsonl."""
+DIRECT_DETAILS = {
+    "loss": ("Loss", "What is minimised, per question.", False),
+    "chosen_logprob": ("Chosen responses", "log π, nats per response.", False),
+    "rejected_logprob": ("Rejected responses", "log π, nats per response.", False),
+    "grad_norm": ("Gradient norm", "Before clipping.", False),
+    "lr": ("Learning rate", "Of the policy.", False),
+}
 OTHER_CURVES = {
     ("reward", "loss"): ("Reward model: loss", "Cross-entropy of the labeler’s choice, nats.", False),
     ("reward", "accuracy"): ("Reward model: training accuracy", "Share of training questions whose best response scores highest.", True),
     ("sft", "loss"): ("SFT: loss", "Nats per token.", False),
+    ("chosen_sft", "loss"): ("SFT before DPO: loss", "On the chosen responses; nats per token.", False),
     ("baseline_sft", "loss"): ("SFT on chosen responses: loss", "The baseline; nats per token.", False),
 }
 
@@ -48,27 +76,43 @@ def alarms(run: Run) -> list[str]:
 
 
 def learning_curves(run: Run) -> list[Chart]:
-    """The PPO curves that tell whether the run went well."""
-    found = [_curve(run, "ppo", key, *words) for key, words in PPO_CURVES.items()]
+    """The curves of the policy's training that tell whether the run went well."""
+    method = tuned_by(run)
+    if method in DIRECT:
+        return direct_curves(run)
+    found = [_curve(run, method, key, *words) for key, words in PPO_CURVES.items()]
     if run.metrics:
         for key, chart in zip(PPO_CURVES, found, strict=True):
             if chart is None:
-                run.note(f"metrics.jsonl: no PPO row has a finite {key}.")
+                run.note(f"metrics.jsonl: no {method} row has a finite {key}.")
+    return [chart for chart in found if chart]
+
+
+def direct_curves(run: Run) -> list[Chart]:
+    """What a direct method learned, and where the probability went."""
+    method = tuned_by(run)
+    found = [_curve(run, method, "", *words, keys=keys) for words, keys in DIRECT_CURVES]
+    if run.metrics and not any(found):
+        run.note(f"metrics.jsonl: no {method} row has a finite number.")
     return [chart for chart in found if chart]
 
 
 def more_curves(run: Run) -> list[Chart]:
     """The inner life of the trainers."""
-    found = [_curve(run, "ppo", key, *words) for key, words in PPO_DETAILS.items()]
+    method = tuned_by(run)
+    found = [_curve(run, method, key, *words) for key, words in (DIRECT_DETAILS if method in DIRECT else PPO_DETAILS).items()]
     found += [_curve(run, stage, key, *words) for (stage, key), words in OTHER_CURVES.items()]
     return [chart for chart in found if chart]
 
 
-def _curve(run: Run, stage: str, key: str, title: str, caption: str, share: bool) -> Chart | None:
-    series, x_label = _series(run, stage, key)
+def _curve(run: Run, stage: str, key: str, title: str, caption: str, share: bool, *, keys: Mapping[str, str] | None = None) -> Chart | None:
+    """One metric; or several on the same axes, ``keys`` being label -> metric."""
+    found = {label: _series(run, stage, one) for label, one in (keys or {"": key}).items()}
+    series = [(", ".join(filter(None, (label, own))), xs, ys) for label, (own_series, _) in found.items() for own, xs, ys in own_series]
     if not series:
         return None
-    target = number(section(run.config, "ppo").get("kl_target")) if (stage, key) == ("ppo", "kl") else None
+    key, x_label = key or next(iter((keys or {}).values())), next(label for own, label in found.values() if own)
+    target = number(section(run.config, stage).get("kl_target")) if key == "kl" else None
     first, last = series[0][2][0], series[-1][2][-1]
     show = percent if share else decimal
     description = f"From {show(first)} to {show(last)} over {decimal(series[-1][1][-1], 9)} {x_label}."
@@ -78,7 +122,7 @@ def _curve(run: Run, stage: str, key: str, title: str, caption: str, share: bool
     kept = spread(flat_rows, TABLE_ROWS)
     note = f"{len(kept)} of {len(flat_rows)} rows; all of them are in metrics.jsonl." if len(kept) < len(flat_rows) else ""
     labelled = len(series) > 1
-    columns = (["round"] if labelled else []) + [x_label, title.lower() if not title.startswith("KL") else title]
+    columns = (["curve" if keys else "round"] if labelled else []) + [x_label, title.lower() if not title.startswith("KL") else title]
     body = [([label] if labelled else []) + [decimal(x, 9), show(y)] for label, x, y in kept]
     words = f"{caption} Last: {show(last)}" + (f", target {decimal(target)}." if target is not None else ".")
     picture = inline_svg(figure, name=name, title=title, description=description, width="small")
@@ -86,20 +130,21 @@ def _curve(run: Run, stage: str, key: str, title: str, caption: str, share: bool
 
 
 def _series(run: Run, stage: str, key: str) -> tuple[list[tuple[str, list[float], list[float]]], str]:
-    """One series of the whole of PPO over its episodes; one series per round for the other stages, which begin anew each round."""
+    """One series of the whole tuning, over its episodes or steps; one per round for the other stages, which begin anew each round."""
     stage_rows = [row for row in run.metrics if row.get("stage") == stage]
+    places = {id(row): float(i) for i, row in enumerate(stage_rows, start=1)}
     kept = [(row, y) for row in stage_rows if (y := number(row.get(key))) is not None]
     if not kept:
         return [], ""
     gone = sum(1 for row in stage_rows if key in row and number(row[key]) is None and row[key] is not None)
     if gone:
         run.note(f"metrics.jsonl: {gone} of {len(stage_rows)} {stage} rows have no finite {key}; the curve leaves them out.")
-    if stage == "ppo":
+    if stage == tuned_by(run):
         episodes = [number(row.get("episodes")) for row, _ in kept]
         known = [x for x in episodes if x is not None]
         if len(known) == len(kept) and known == sorted(known):
             return [("", known, [y for _, y in kept])], "episodes"
-        return [("", [float(i) for i in range(1, len(kept) + 1)], [y for _, y in kept])], "steps"
+        return [("", [places[id(row)] for row, _ in kept], [y for _, y in kept])], "steps"
     rounds: dict[str, tuple[list[float], list[float]]] = {}
     for row, y in kept:
         xs, ys = rounds.setdefault(f"round {decimal(number(row.get('round')), 9)}", ([], []))

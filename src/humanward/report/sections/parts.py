@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from humanward.report.reading import number
+from humanward.report.reading import Run, number
 from humanward.report.svg import inline_svg
 from humanward.report.text import clipped, interval, visible
 
@@ -23,6 +23,12 @@ POLICY_NAMES = {
     "dpo": "DPO policy",
     "best_of_n": "best of n",
 }
+DIRECT = ("dpo",)
+"""Methods that are fitted to labels without a reward model."""
+NO_JUDGE = (
+    "Who is preferred is not known: the labeler’s scores are not known, this method has no reward model, and the policy is no judge of "
+    "itself. `humanward compare RUN` asks people, `humanward compare RUN --labeler score:SPEC` a score."
+)
 SHORT_NAMES = {"ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 
 
@@ -44,6 +50,16 @@ class Chart:
     caption: str
     pictures: list[Markup]
     table: Table
+
+
+def tuned_by(run: Run) -> str:
+    """The method that tuned the policy: also the name of the stage and of the policy itself."""
+    return str(run.config.get("method") or "ppo")
+
+
+def has_judge(run: Run) -> bool:
+    """Whether something could score the policies: a labeler whose scores are known, or a reward model."""
+    return "scored_by" in run.results or tuned_by(run) not in DIRECT
 
 
 def policy_name(name: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from humanward.report import charts
 from humanward.report.reading import Run, points, section
-from humanward.report.sections.parts import RESULTS, Chart, Table, spread, two_widths
+from humanward.report.sections.parts import RESULTS, Chart, Table, has_judge, spread, two_widths
 from humanward.report.text import decimal
 
 
@@ -20,7 +20,7 @@ def frontier_chart(run: Run) -> Chart | None:
         reference=single["reference"][0] if single["reference"] else None,
     )
     for key in ("optimum", "best_of_n", "policy", "reference"):
-        if run.results and not getattr(drawn, key) and run.results.get("scored_by") != "reward model":
+        if run.results and not getattr(drawn, key) and run.results.get("scored_by") != "reward model" and has_judge(run):
             run.note(f"{RESULTS}: frontier.{key} is not recorded.")
     if not (drawn.optimum or drawn.best_of_n or drawn.path or drawn.policy):
         return None

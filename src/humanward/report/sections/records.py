@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from humanward.report.reading import Run, flat, number, section
-from humanward.report.sections.parts import Table, policy_name
+from humanward.report.sections.parts import Table, policy_name, tuned_by
 from humanward.report.text import clipped, decimal, duration, memory, without_secrets
 
 
@@ -27,7 +27,7 @@ def samples(run: Run) -> list[Sample]:
         scores = section(row, "scores")
         responses = [
             (policy_name(key), clipped(text.removeprefix(" ")), decimal(number(scores.get(key))) if key in scores else "")
-            for key in ("reference", "ppo", "sft")
+            for key in ("reference", tuned_by(run), "sft")
             if isinstance(text := row.get(key), str)
         ]
         if not isinstance(prompt, str) or not responses:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from humanward.report import charts
 from humanward.report.reading import Run, number, rows
-from humanward.report.sections.parts import RESULTS, Chart, Table, two_widths
+from humanward.report.sections.parts import DIRECT, RESULTS, Chart, Table, tuned_by, two_widths
 from humanward.report.sections.people import ceiling
 from humanward.report.text import decimal, interval, percent
 
@@ -26,16 +26,17 @@ def reward_model(run: Run) -> Chart | None:
         label = f"round {decimal(n, 9)}" if n is not None else f"fit {i + 1}"
         estimate = charts.Estimate(label, accuracy, number(row.get("low")), number(row.get("high")))
         found.append((n if n is not None else float(i + 1), estimate, row))
+    direct = tuned_by(run) in DIRECT
     if not found:
         if run.results:
-            run.note(f"{RESULTS}: no reward-model accuracy is recorded.")
+            run.note(f"{RESULTS}: no {'accuracy of the implicit reward' if direct else 'reward-model accuracy'} is recorded.")
         return None
     chances = [c for _, _, row in found if (c := number(row.get("chance"))) is not None]
     chance = chances[-1] if chances else None
     if chance is None:
         run.note(f"{RESULTS}: the chance level of the reward model's accuracy is not recorded.")
     last = found[-1][1]
-    title = "Reward-model accuracy"
+    title = "Accuracy of the implicit reward" if direct else "Reward-model accuracy"
     ends = interval(last.low, last.high, "percent") or "not recorded"
     description = f"{last.label}: {percent(last.value)}, interval {ends}, chance {percent(chance)}."
 
@@ -57,6 +58,11 @@ def reward_model(run: Run) -> Chart | None:
         for _, e, row in found
     ]
     caption = "Share of held-out questions on which the reward model gives its highest score to the response that the labeler chose."
+    if direct:
+        caption = (
+            "Share of held-out questions on which the response that the labeler chose is the one whose probability the tuned policy has "
+            "raised most over the reference: the policy read as a reward model."
+        )
     if highest is not None:
         caption += (
             f" Two labelers give the same answer to {percent(highest.value)} of the questions that both were asked: the green line and its "

@@ -115,7 +115,7 @@ def more_labels(run: Run) -> Chart | None:
 
 def _advice(known: list[tuple[float, ...]]) -> str:
     words = (
-        "Reward models fitted to nested parts of the labels, measured on questions that they had not seen; the points are means over "
+        "Models fitted to nested parts of the labels, measured on questions that they had not seen; the points are means over "
         "repetitions. The line is a power law with a floor, fitted to them and drawn on to four times the labels with its 90 % interval."
     )
     if not known:

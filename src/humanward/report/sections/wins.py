@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from humanward.report import charts
 from humanward.report.reading import Run, number, rows, section
-from humanward.report.sections.parts import RESULTS, SHORT_NAMES, Chart, Table, ends, policy_name, two_widths
+from humanward.report.sections.parts import NO_JUDGE, RESULTS, SHORT_NAMES, Chart, Table, ends, has_judge, policy_name, two_widths
 from humanward.report.text import decimal, interval, percent
 
 
@@ -58,7 +58,7 @@ def win_rates(run: Run) -> list[WinRate]:
             run.note(f"{RESULTS}: win_rates[{i}] ({item.title}): the rate does not follow from its counts.")
         found.append(item)
     if run.results and not found:
-        run.note(f"{RESULTS}: no win rates are recorded.")
+        run.note(f"{RESULTS}: no win rates are recorded." if has_judge(run) else NO_JUDGE)
     return found
 
 
@@ -133,7 +133,7 @@ QUALITY_NOTE = (
 def policies(run: Run) -> list[str]:
     """Every policy that has a score or a text-quality number, the reference first."""
     names = [*section(run.results, "scores"), *section(run.results, "text_quality")]
-    return sorted(dict.fromkeys(names), key=lambda name: (name != "reference", name != "ppo"))[:8]
+    return sorted(dict.fromkeys(names), key=lambda name: (name != "reference", name == "sft"))[:8]
 
 
 def score_table(run: Run) -> Table | None:
@@ -144,7 +144,7 @@ def score_table(run: Run) -> Table | None:
         score, kl = section(scores, name), section(kls, name)
         kl_cell = "0" if name == "reference" else decimal(number(kl.get("mean")))
         body.append([policy_name(name), decimal(number(score.get("mean"))), ends(score), kl_cell, ends(kl)])
-    if run.results and not scores:
+    if run.results and not scores and has_judge(run):
         run.note(f"{RESULTS}: no scores are recorded.")
     if run.results and not kls:
         run.note(f"{RESULTS}: no KL is recorded.")
