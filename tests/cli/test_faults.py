@@ -107,6 +107,10 @@ SETTINGS = {
     "minibatches": ("ppo.minibatches=3", "batch_size 16 cannot be divided into 3 minibatches"),
     "rounds": ("labels.rounds=9", "labels.rounds 9 is more than the 8 steps of ppo"),
     "mark": ("task.prompt_start=.", "task.prompt_start: '.' is not one token of this tokenizer"),
+    "ends": ("task.missing_eos_penalty=1", "for responses that may end at end-of-text; set stop_at_eos to true"),
+    "ptx-without-texts": ("ppo.ptx.coef=1", "ppo.ptx.texts: required setting is missing; give it a value"),
+    "ptx-without-file": ("ppo.ptx.texts=nowhere.txt", "nowhere.txt"),
+    "kl-in-loss": ("ppo.kl_in=loss", "use k2, k3 or full, or set kl_in to reward"),
     "frontier": ("evaluation.frontier_prompts=99", "evaluation.frontier_prompts is more than evaluation.prompts"),
 }  # fmt: skip
 
