@@ -73,8 +73,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "early stop": {"surrogate": "ratio", "stop_kl": 0.03},
     "dual clip": {"dual_clip": 3.0, "minibatches": 4, "whiten_over": "batch"},
     "no value clip": {"value_clip_range": None, "value_coef": 1.0, "gae_lambda": 1.0},
-    "k2 in the loss": {"kl_in": "loss", "kl_estimator": "k2", "whiten_rewards": False},
-    "full KL in the loss": {"kl_in": "loss", "kl_estimator": "full", "whiten_rewards": False},
+    # Whitened advantages are not in score units, so that kl_coef would weigh the KL against something else.
+    "k2 in the loss": {"kl_in": "loss", "kl_estimator": "k2", "whiten_rewards": False, "whiten_advantages": False},
+    "full KL in the loss": {"kl_in": "loss", "kl_estimator": "full", "whiten_rewards": False, "whiten_advantages": False},
 }
 
 

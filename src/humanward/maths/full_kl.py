@@ -65,23 +65,25 @@ def linear_kl(
 class _LinearKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
-        *other, head = rest
-        sides = [operands_of(*side, product_dtype(hidden)) for side in ((hidden, weight, bias), other)]
+        other_hidden, other_weight, other_bias, head = rest
+        dtype = product_dtype(hidden)
+        sides = operands_of(hidden, weight, bias, dtype), operands_of(other_hidden, other_weight, other_bias, dtype)
         kl = hidden.new_empty(len(hidden), dtype=sides[0].dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in chunks(len(hidden), head.chunk_rows):
                 (log_p, _), (log_q, _) = (_log_softmax(side, rows, head) for side in sides)
                 kl[rows] = log_q.neg_().add_(log_p).mul_(log_p.exp_()).sum(dim=1)
-        ctx.save_for_backward(hidden, weight, bias, *other, kl)
-        ctx.head, ctx.product_dtype = head, sides[0].hidden.dtype
+        ctx.save_for_backward(hidden, weight, bias, other_hidden, other_weight, other_bias, kl)
+        ctx.head, ctx.product_dtype = head, dtype
         return kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *saved, kl = ctx.saved_tensors
-        one, other, head, needed = saved[:3], saved[3:], ctx.head, ctx.needs_input_grad
-        first, second = (operands_of(*side, ctx.product_dtype) for side in (one, other))
+        hidden, weight, bias, other_hidden, other_weight, other_bias, kl = ctx.saved_tensors
+        head, needed = ctx.head, ctx.needs_input_grad
+        first = operands_of(hidden, weight, bias, ctx.product_dtype)
+        second = operands_of(other_hidden, other_weight, other_bias, ctx.product_dtype)
         of_p, of_q = Gradients(first, head, needed[:3]), Gradients(second, head, needed[3:6])
         with torch.autocast(kl.device.type, enabled=False):
             for rows in chunks(len(kl), head.chunk_rows):
@@ -91,7 +93,7 @@ class _LinearKL(torch.autograd.Function):
                     of_q.add(rows, (log_q.exp() - p).mul_(g), q_slope)
                 if any(needed[:3]):
                     of_p.add(rows, log_p.sub_(log_q).sub_(kl[rows, None]).mul_(p).mul_(g), p_slope)
-        return *of_p.like(*one), *of_q.like(*other), None
+        return *of_p.like(hidden, weight, bias), *of_q.like(other_hidden, other_weight, other_bias), None
 
 
 def _log_softmax(operands: Operands, rows: slice, head: HeadRule) -> tuple[Tensor, Tensor | None]:

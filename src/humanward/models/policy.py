@@ -196,8 +196,8 @@ class Policy(nn.Module):
 
     def next_tokens(self, states: Float[Tensor, "B *K R D"]) -> NextTokens:
         """The distributions that ``states`` of a forward had under the head as it is now; the head is copied."""
-        bias = None if self.head.bias is None else self.head.bias.detach().clone()
-        return NextTokens(states, self.head.weight.detach().clone(), bias)
+        copied: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.head.named_parameters(recurse=False)}
+        return NextTokens(states, copied["weight"], copied.get("bias"))
 
     def logprobs_of(
         self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool

@@ -63,7 +63,8 @@ class PPOConfig(Config):
     kl_clip: PositiveFloat = 0.2
     """Largest relative error of the KL that the controller acts on."""
     kl_in: Literal["reward", "loss"] = "reward"
-    """Where the KL to the reference is paid: ``reward``, on every token, so that advantages see it (2019); ``loss``, as a term of it."""
+    """Where the KL to the reference is paid: ``reward``, on every token, so that advantages see it (2019); ``loss``, as a term of it, where
+    ``kl_coef`` keeps its unit only if neither rewards nor advantages are whitened."""
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
     """How the KL that is paid is told from the sampled token: the log-ratio (k1, 2019), half its square (k2), exp(-k1) - 1 + k1 (k3), or
     over the whole vocabulary (``full``), for another forward of the policy and the states of the reference in memory. In the reward, k1
