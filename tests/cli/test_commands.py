@@ -199,6 +199,8 @@ def test_space_is_estimated_from_the_weights(parts: Parts) -> None:
         weight_bytes("./none")
     small, large = (bytes_needed(LoopConfig.load(overrides=[f"labels.rounds={n}"]), size) for n in (1, 3))
     assert large - small == 4 * size  # a reward model and a policy for each round more
+    adapters = LoopConfig.load(overrides=["lora.rank=8", "labels.rounds=3"])
+    assert bytes_needed(adapters, 10**9) < 0.2 * bytes_needed(LoopConfig.load(overrides=["labels.rounds=3"]), 10**9)
 
 
 def test_durations_are_read_at_a_glance() -> None:
@@ -222,16 +224,21 @@ def test_the_doctor_says_what_is_wrong() -> None:
     rates = {"float32": 2e11, "bfloat16": 5e11}
     well = {
         "device": "cpu", "cores": 8, "threads": 8, "memory_bytes": 24 * 10**9, "matmul_flop_per_second": rates,
-        "freed_memory_is_kept": True, "sqlite_wal_is_safe": True, "missing_for_compile": None,
+        "freed_memory_is_kept": True, "sqlite_wal_is_safe": True, "missing_for_compile": None, "missing_for_lora": None,
+        "missing_for_quantization": None,
     }  # fmt: skip
     assert advise(well) == [
         "dtype=bfloat16: bfloat16 multiplies 2.5 times as fast",
         "PPO with a reward model fits for models of up to about 655 million weights",
+        "with adapters on one frozen trunk (lora.rank=16), for models of up to about 6000 million",
+        "with its weights in 4 bits (lora.quantize=4bit, QLoRA), of up to about 14400 million",
         "gradient_checkpointing=true where a training runs out of memory: one layer's activations instead of all, a quarter more time",
         "compile=true where a stage trains for many minutes: about a tenth less time, after half a minute of compiling",
     ]
     ill = well | {"threads": 2, "freed_memory_is_kept": False, "sqlite_wal_is_safe": False, "matmul_flop_per_second": {"float32": 2e11}}
     ill["missing_for_compile"] = "no C++ compiler here (g++)"
+    ill["missing_for_quantization"] = "no bitsandbytes"
+    assert "no adapters (lora): no peft" in advise(ill | {"missing_for_lora": "no peft"})
     told = " ".join(advise(ill))
     for expected in (
         "dtype=float32: there are no instructions",
@@ -240,5 +247,6 @@ def test_the_doctor_says_what_is_wrong() -> None:
         "jemalloc",
         "pysqlite3",
         "compile=false: no C++",
+        "no quantised weights (QLoRA): no bitsandbytes",
     ):
         assert expected in told

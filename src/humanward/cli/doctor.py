@@ -15,6 +15,8 @@ from humanward.cli.options import AsJson, example
 
 BYTES_PER_WEIGHT = {"float32": 16 + 4 + 4, "bfloat16": 2 + 4 + 4 + 8 + 2 + 2}
 """Of a PPO training: weights, gradients and Adam's moments of the policy (with float32 copies of 16-bit ones), reference, reward model."""
+LORA_BYTES_PER_WEIGHT = {"float32": 4 + 0.4, "bfloat16": 2 + 0.4, "4bit": 0.6 + 0.4}
+"""The same with adapters: the weights once for policy, values, reference and reward model; about 2 % of them with all that trains it."""
 FOR_WEIGHTS = 0.6
 """Share of the memory that they may take; activations need the rest."""
 
@@ -47,7 +49,7 @@ def examine(folder: Path) -> dict[str, Any]:
     import transformers
 
     from humanward.feedback.database import SAFE_WAL, sqlite_module
-    from humanward.models import keep_freed_memory, missing_for_compile
+    from humanward.models import keep_freed_memory, missing_for_compile, missing_for_lora, missing_for_quantization
     from humanward.models.precision import TYPES, copy_rate, has_bfloat16, matmul_rate
 
     keeps = keep_freed_memory()
@@ -66,6 +68,8 @@ def examine(folder: Path) -> dict[str, Any]:
         "copy_bytes_per_second": round(copy_rate(device)),
         "freed_memory_is_kept": keeps,
         "missing_for_compile": missing_for_compile(device),
+        "missing_for_lora": missing_for_lora(),
+        "missing_for_quantization": missing_for_quantization(),
         "sqlite": sqlite.sqlite_version,
         "sqlite_wal_is_safe": sqlite.sqlite_version_info >= SAFE_WAL,
         "free_disk_bytes": shutil.disk_usage(there).free,
@@ -99,6 +103,7 @@ def advise(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"dtype={dtype}: {reason}",
         f"PPO with a reward model fits for models of up to about {largest / 1e6:.0f} million weights",
+        *adapters(facts, dtype),
         "gradient_checkpointing=true where a training runs out of memory: one layer's activations instead of all, a quarter more time",
     ]
     if facts["missing_for_compile"] is None:
@@ -114,3 +119,14 @@ def advise(facts: dict[str, Any]) -> list[str]:
             "the label store uses the slower rollback journal; `pip install pysqlite3` brings an SQLite with a safe write-ahead log"
         )
     return lines
+
+
+def adapters(facts: dict[str, Any], dtype: str) -> list[str]:
+    """For models that are too large to train all weights."""
+    if facts["missing_for_lora"] is not None:
+        return [f"no adapters (lora): {facts['missing_for_lora']}"]
+    plain, quantized = (FOR_WEIGHTS * facts["memory_bytes"] / LORA_BYTES_PER_WEIGHT[name] / 1e6 for name in (dtype, "4bit"))
+    lines = [f"with adapters on one frozen trunk (lora.rank=16), for models of up to about {plain:.0f} million"]
+    if facts["missing_for_quantization"] is not None:
+        return [*lines, f"no quantised weights (QLoRA): {facts['missing_for_quantization']}"]
+    return [*lines, f"with its weights in 4 bits (lora.quantize=4bit, QLoRA), of up to about {quantized:.0f} million"]

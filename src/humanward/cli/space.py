@@ -21,6 +21,9 @@ AT_ONCE = 5
 
 def bytes_needed(config: LoopConfig, weights: int) -> int:
     """Most bytes that a run takes at a time, for a model whose weights take ``weights`` bytes in float32."""
+    if config.lora is not None:
+        # What is trained is a few percent; a fine-tuned model and the exported policy are whole.
+        return ((config.sft is not None) + (config.lora.save == "merged") + 1) * weights + BESIDES
     trainings = sum(part is not None for part in (config.sft, config.dpo.sft_first, config.baseline_sft))
     folders = (1 + config.fits_reward) * config.labels.rounds + trainings + 1
     return (CHECKPOINT * AT_ONCE + folders) * weights + BESIDES

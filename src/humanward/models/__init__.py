@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from .adapters import LoraConfig, check_lora
 from .allocator import keep_freed_memory
 from .classifier import TextClassifier, save_classifier
 from .forward import ResponseStates, packs_exactly, response_states
-from .loading import check_context, context_length, load_causal_lm, load_tokenizer, resolve
+from .loading import (
+    base_of,
+    check_context,
+    context_length,
+    load_causal_lm,
+    load_tokenizer,
+    missing_for_lora,
+    missing_for_quantization,
+    resolve,
+)
 from .options import check_compiler, missing_for_compile, with_options
 from .policy import NextTokens, Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
@@ -17,6 +27,7 @@ from .value_network import ValueNetwork
 __all__ = [
     "TYPES",
     "DType",
+    "LoraConfig",
     "NextTokens",
     "Policy",
     "ResponseOutputs",
@@ -27,8 +38,10 @@ __all__ = [
     "SamplingSettings",
     "TextClassifier",
     "ValueNetwork",
+    "base_of",
     "check_compiler",
     "check_context",
+    "check_lora",
     "context_length",
     "fingerprint",
     "has_bfloat16",
@@ -36,6 +49,8 @@ __all__ = [
     "load_causal_lm",
     "load_tokenizer",
     "missing_for_compile",
+    "missing_for_lora",
+    "missing_for_quantization",
     "packs_exactly",
     "resolve",
     "response_states",

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import warnings
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from humanward.errors import UserError
 
 transformers.utils.logging.disable_progress_bar()  # loading shows its own bar otherwise, in the middle of ours
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a peft folder, which holds an adapter and names the model that it was made on."""
+Quantize = Literal["4bit", "8bit"]
 
 
 def resolve(name: str | Path) -> str:
@@ -35,7 +43,7 @@ def resolve(name: str | Path) -> str:
     if path.is_file():
         raise UserError(f"{text}: a file; give the model's folder (config.json, model.safetensors, tokenizer.json)")
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
             raise UserError(f"{text}: no config.json in this folder; give a folder written by save_pretrained")
         if not any(any(path.glob(pattern)) for pattern in _WEIGHT_FILES):
             raise UserError(
@@ -59,6 +67,9 @@ def load_tokenizer(name: str | Path, *, pad_token: str | None = None, trust_remo
         UserError: no tokenizer there, or PAD = EOS.
     """
     source = resolve(name)
+    base = base_of(source)
+    if base is not None and not (Path(source) / "tokenizer_config.json").exists():
+        return load_tokenizer(base, pad_token=pad_token, trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises a dozen kinds; the user needs the one line
@@ -77,18 +88,33 @@ def load_tokenizer(name: str | Path, *, pad_token: str | None = None, trust_remo
     return tokenizer
 
 
-def load_causal_lm(name: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model in eval mode.
+def load_causal_lm(
+    name: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, quantize: Quantize | None = None
+) -> PreTrainedModel:
+    """A causal language model in eval mode. A folder of a peft adapter is the model that it was made on, with the adapter merged.
+
+    Args:
+        name: a folder, a hub name or `asset:NAME`.
+        dtype: number type of the weights.
+        trust_remote_code: let the model's own code run.
+        quantize: hold the linear maps in so many bits.
 
     Raises:
-        UserError: it cannot be loaded, or is not a causal language model.
+        UserError: it cannot be loaded, or is not a causal language model; nothing to quantise with.
     """
     source = resolve(name)
+    base = base_of(source)
+    if base is not None:
+        if quantize is not None:
+            raise UserError(f"lora.quantize: {name} is an adapter; merge it into its model first: Policy.load(…).save(FOLDER)")
+        return _merged(source, load_causal_lm(base, dtype=dtype, trust_remote_code=trust_remote_code))
+    settings = {} if quantize is None else {"quantization_config": quantization(quantize, dtype)}
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+            source, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=True,
+            **settings,
+        )  # fmt: skip
         model, found = loaded
     except Exception as error:
         raise UserError(f"{name}: cannot load this as a causal language model ({_first_line(error)})") from error
@@ -98,6 +124,82 @@ def load_causal_lm(name: str | Path, *, dtype: torch.dtype = torch.float32, trus
             f"{name}: the weights of {missing[0]} are not in this folder; give one whose weights and config.json belong together"
         )
     return model.eval()
+
+
+def base_of(source: str) -> str | None:
+    """The model that a peft folder, or a repository on the hub, was made on; None for what is no adapter.
+
+    Raises:
+        UserError: an adapter that does not say, or whose weights are pickled.
+    """
+    file = find_adapter_config_file(source)
+    if file is None:
+        return None
+    try:
+        base = json.loads(Path(file).read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: does not name the model that the adapter was made on; set base_model_name_or_path in it")
+    return base
+
+
+def _merged(source: str, model: PreTrainedModel) -> PreTrainedModel:
+    peft = peft_library()
+    try:
+        # The weights are asked for first: without them peft would take pickled ones.
+        folder = Path(cached_file(source, ADAPTER_WEIGHTS)).parent  # pyright: ignore[reportArgumentType]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of one library about its use of the other
+            merged = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except Exception as error:
+        raise UserError(f"{source}: cannot load this as an adapter of {model_name(model)} ({_first_line(error)})") from error
+    merged.config._name_or_path = source
+    return merged.eval()
+
+
+def quantization(bits: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What ``from_pretrained`` is told, so that it holds the linear maps in so many bits, as QLoRA does (Dettmers et al. 2023).
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    missing = missing_for_quantization()
+    if missing is not None:
+        raise UserError(f"lora.quantize: {bits}: {missing}")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+
+
+def peft_library() -> Any:
+    """The module ``peft``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    missing = missing_for_lora()
+    if missing is not None:
+        raise UserError(f"lora: {missing}")
+    import peft
+
+    return peft
+
+
+def missing_for_lora() -> str | None:
+    """What adapters need and is not here, with what to do; None where nothing is missing."""
+    return None if _installed("peft") else "peft is not installed; pip install 'humanward[peft]', or train all weights (lora=null)"
+
+
+def missing_for_quantization() -> str | None:
+    """What quantised weights need and is not here, with what to do; None where nothing is missing."""
+    if _installed("bitsandbytes"):
+        return None
+    return "bitsandbytes is not installed; pip install 'humanward[qlora]', or set lora.quantize=null"
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:

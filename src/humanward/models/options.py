@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from humanward.errors import UserError
-from humanward.models import attention
+from humanward.models import adapters, attention
 from humanward.models.policy import Policy
 from humanward.models.reward_model import RewardModel
 from humanward.models.value_network import ValueNetwork
@@ -54,7 +55,11 @@ def checkpoint_layers(model: Model) -> None:
     # The older name is deprecated where there is a newer one.
     enable = getattr(trunk, "activation_checkpointing_enable", None) or trunk.gradient_checkpointing_enable
     try:
-        enable({"use_reentrant": False})  # the other kind would lose the gradient of what a layer is given by name
+        # The other kind would lose the gradient of what a layer is given by name.
+        settings: dict[str, Any] = {"use_reentrant": False}
+        if adapters.switch_of(trunk) is not None:
+            settings["context_fn"] = partial(adapters.checkpoint_contexts, trunk)
+        enable(settings)
     except ValueError:
         raise UserError(f"gradient_checkpointing: {type(trunk).__name__} cannot do it; set gradient_checkpointing=false") from None
 
@@ -78,7 +83,8 @@ def compile_layers(model: Model) -> None:
     AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attention))
     for layer in layers:
         for part in layer.children() if layer.gradient_checkpointing else [layer]:
-            if any(True for _ in part.parameters()):
+            # Who shares a trunk may have compiled it before.
+            if part._compiled_call_impl is None and any(True for _ in part.parameters()):
                 part.compile(dynamic=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,9 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from humanward.errors import UserError
 from humanward.maths.full_kl import linear_kl
 from humanward.maths.logprobs import linear_log_collision, linear_logprobs
+from humanward.models.adapters import LoraConfig, add_adapter, at_work, read_adapter, save_model, weights_at_work
 from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
-from humanward.models.loading import load_causal_lm, load_tokenizer, resolve, trunk_of
+from humanward.models.loading import Quantize, load_causal_lm, load_tokenizer, resolve, trunk_of
 
 _VALUE_HEAD = "value_head.safetensors"
 
@@ -83,18 +85,21 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.adapter: str | None = None
+        """The name of its own on a trunk that it may share; None: it computes with the model's weights alone."""
         self.logit_rule = LogitRule.of(model)
         self.value_head: nn.Linear | None = zero_head(model) if value_head else None
         self._packs: bool | None = None
         fuse_activations(model)
         disable_dropout(self)
+        self.train(model.training)
 
     @classmethod
     def load(
         cls, name: str | Path, *, value_head: bool = False, pad_token: str | None = None, dtype: torch.dtype = torch.float32,
-        trust_remote_code: bool = False,
+        trust_remote_code: bool = False, quantize: Quantize | None = None,
     ) -> Self:  # fmt: skip
-        """From a Hugging Face folder or hub name, or `asset:NAME` for an embedded model.
+        """From a Hugging Face folder or hub name, or `asset:NAME` for an embedded model; a peft adapter is merged into its model.
 
         A value head that ``save`` left there is taken up again; otherwise it is one of zeros.
 
@@ -102,7 +107,8 @@ class Policy(nn.Module):
             UserError: no model or tokenizer there, PAD = EOS, a value head of another model, or logits that we do not reproduce.
         """
         tokenizer = load_tokenizer(name, pad_token=pad_token, trust_remote_code=trust_remote_code)
-        policy = cls(load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer, value_head=value_head)
+        model = load_causal_lm(name, dtype=dtype, trust_remote_code=trust_remote_code, quantize=quantize)
+        policy = cls(model, tokenizer, value_head=value_head)
         policy.check_head(str(name))
         if policy.value_head is not None and (saved := Path(resolve(name)) / _VALUE_HEAD).exists():
             head = load_file(saved)
@@ -169,7 +175,9 @@ class Policy(nn.Module):
         A prompt is computed once for all its responses, and the LM head runs at response positions only. With ``kl_from`` or ``kl_to``,
         the KL from or to other distributions at the same tokens, over the whole vocabulary.
         """
-        hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self.packs())
+        packed = self.packs()
+        with self.at_work():
+            hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=packed)
         logprobs, entropy = self.logprobs_of(
             hidden, responses[response_mask], temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )
@@ -237,14 +245,63 @@ class Policy(nn.Module):
                 f"{name}: {type(self.model).__name__} does more to its logits than a head, a scale and a soft cap; use another model"
             )
 
+    def adapt(self, lora: LoraConfig, *, name: str = "policy", seed: int = 0) -> Self:
+        """Freeze the weights and train an adapter on them instead; a value head is trained in full.
+
+        Raises:
+            UserError: peft is not installed, or a target is not there.
+        """
+        add_adapter(self.model, name, lora, seed=seed)
+        self.adapter = name
+        return self
+
+    def take_adapter(self, folder: Path, *, name: str = "policy", trained: bool = True) -> Self:
+        """Freeze the weights and compute with the adapter of a folder, which goes on being trained or not.
+
+        Raises:
+            UserError: peft is not installed, or the adapter is not one for this model.
+        """
+        read_adapter(self.model, name, folder, trained=trained)
+        self.adapter = name
+        return self
+
+    def beside(self) -> Policy:
+        """The model without an adapter, as another policy on the same trunk: it is asked and never trained. No weight is copied."""
+        other = Policy(self.model, self.tokenizer)
+        other._packs = self._packs
+        other.training = False  # of its forwards; the trunk's mode is that of whoever is at work
+        return other
+
+    def reference(self) -> Policy:
+        """The policy with its adapter switched off: the model that it was made on, number for number.
+
+        Raises:
+            UserError: it has no adapter, so that its weights move.
+        """
+        if self.adapter is None:
+            raise UserError("a policy without an adapter has no reference of its own; take frozen_copy(), or adapt it (lora)")
+        return self.beside()
+
+    def weights(self) -> dict[str, Tensor]:
+        """What it computes with, without what others have on a shared trunk: a fingerprint of them is one of its distribution."""
+        return weights_at_work(self.model, self.adapter)
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Inside, ``trunk`` and ``model`` compute as this policy; for whoever calls them without its ``forward``."""
+        return at_work(self.trunk, self.adapter, training=self.training)
+
     def frozen_copy(self) -> Policy:
         """The same distribution, without value head, never trained: a reference."""
         reference = Policy(copy.deepcopy(self.model), self.tokenizer)
+        reference.adapter = self.adapter
         return reference.requires_grad_(False).eval()
 
-    def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder; the value head, if any, in a file of its own beside it."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, *, merged: bool = True) -> None:
+        """An ordinary Hugging Face folder; the value head, if any, in a file of its own beside it.
+
+        Not ``merged``: its adapter alone, as a peft folder.
+        """
+        save_model(self.model, self.adapter, folder, merged=merged)
         self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             save_file({name: tensor.detach() for name, tensor in self.value_head.state_dict().items()}, folder / _VALUE_HEAD)
@@ -291,9 +348,12 @@ def hidden_size(model: PreTrainedModel) -> int:
 
 
 def disable_dropout(module: nn.Module, rate: float = 0.0) -> None:
-    """Set every dropout of a model (2019: off in policy and reward training). Attention dropout kept as a number is set too."""
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
+    """Set every dropout of a model (2019: off in policy and reward training), but for those of adapters, which have a setting of their own.
+
+    Attention dropout kept as a number is set too.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Dropout) and "lora_dropout" not in path.split("."):
             part.p = rate
         for name in ("attention_dropout", "attn_dropout", "dropout"):
             if isinstance(getattr(part, name, None), float):

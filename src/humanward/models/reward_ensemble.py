@@ -124,8 +124,6 @@ class RewardEnsemble(nn.Module):
 class LoraMember(RewardModel):
     """A reward model on a trunk that it shares: its own are an adapter and a head. It is the trunk's guest for each forward."""
 
-    adapter: str
-
     @classmethod
     def on(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str, *, rank: int, head_scale: float = 1.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
 from humanward.maths.masks import last_index
+from humanward.models.adapters import LoraConfig, add_adapter, at_work, read_adapter, save_model
 from humanward.models.forward import packs_exactly, response_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
@@ -43,6 +45,8 @@ class RewardModel(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.adapter: str | None = None
+        """The name of its own on a trunk that it may share; None: it computes with the model's weights alone."""
         width = hidden_size(model)
         self.score_head = nn.Linear(width, 1)
         nn.init.normal_(self.score_head.weight, std=head_scale / math.sqrt(width + 1), generator=generator)
@@ -58,6 +62,7 @@ class RewardModel(nn.Module):
         for parameter in model.parameters():
             if id(parameter) not in trunk_parameters:
                 parameter.requires_grad_(False)
+        self.train(model.training)
 
     @property
     def trunk(self) -> nn.Module:
@@ -85,7 +90,9 @@ class RewardModel(nn.Module):
         response_mask: Bool[Tensor, "B K R"],
     ) -> Float[Tensor, "B K"]:
         """Scores of K responses to each prompt; the prompt is computed once."""
-        states = response_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=self.packs())
+        packed = self.packs()
+        with self.at_work():
+            states = response_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=packed)
         last = last_index(response_mask.flatten(0, 1)).view(*response_mask.shape[:2], 1)
         read = states.take(states.responses.gather(2, last).squeeze(2))
         return self.gain * self.score_head(read.to(self.score_head.weight.dtype)).squeeze(-1) + self.bias
@@ -96,22 +103,46 @@ class RewardModel(nn.Module):
         self.gain.fill_(gain)
         self.bias.fill_(bias)
 
-    def save(self, folder: Path) -> None:
-        """The trunk as a Hugging Face folder, the head and its normalisation beside it."""
+    def adapt(self, lora: LoraConfig, *, name: str = "reward", seed: int = 0) -> Self:
+        """Freeze the trunk and train an adapter on it instead; the head is trained in full.
+
+        Raises:
+            UserError: peft is not installed, or a target is not there.
+        """
+        add_adapter(self.model, name, lora, seed=seed)
+        self.adapter = name
+        return self
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Inside, ``trunk`` computes as this reward model's; for whoever calls it without ``forward``."""
+        return at_work(self.trunk, self.adapter, training=self.training)
+
+    def save(self, folder: Path, *, merged: bool = True) -> None:
+        """The trunk as a Hugging Face folder, the head and its normalisation beside it. Not ``merged``: of the trunk its adapter alone."""
         from safetensors.torch import save_file
 
-        self.model.save_pretrained(folder)
+        save_model(self.model, self.adapter, folder, merged=merged)
         self.tokenizer.save_pretrained(folder)
         head = {"weight": self.score_head.weight, "head_bias": self.score_head.bias, "gain": self.gain, "bias": self.bias}
         save_file({name: tensor.detach().clone() for name, tensor in head.items()}, folder / "score_head.safetensors")
         (folder / _FACTS).write_text(json.dumps({"format": FORMAT, "read": "last real token of the response"}) + "\n")
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Self:
+    def load(
+        cls, folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, on: PreTrainedModel | None = None,
+        name: str = "reward",
+    ) -> Self:  # fmt: skip
         """A folder written by ``save``.
 
+        Args:
+            folder: with the head, and a trunk or an adapter.
+            dtype: number type of the trunk.
+            trust_remote_code: let the model's own code run.
+            on: the model that the folder's adapter was made on: its trunk is shared. None: a trunk of its own, an adapter merged.
+            name: of the adapter on a shared trunk.
+
         Raises:
-            UserError: no reward model there, one of another version, or a head that is not this trunk's.
+            UserError: no reward model there, one of another version, or a head or an adapter that is not this trunk's.
         """
         from safetensors.torch import load_file
 
@@ -120,7 +151,12 @@ class RewardModel(nn.Module):
             raise UserError(f"{folder}: not a reward model (no score_head.safetensors); give a folder that `humanward reward` wrote")
         _refuse_newer(Path(folder) / _FACTS)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        reward_model = cls(load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code), tokenizer)
+        reward_model = cls(
+            load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code) if on is None else on, tokenizer
+        )  # fmt: skip
+        if on is not None:
+            read_adapter(on, name, Path(folder), trained=False)
+            reward_model.adapter = name
         head = load_file(head_file)
         check_fits(head_file, head["weight"], reward_model.score_head.weight)
         with torch.no_grad():

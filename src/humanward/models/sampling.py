@@ -92,7 +92,7 @@ def sample_responses(
     policy.eval()
     try:
         # A cache that grows by a token at a time would be compiled anew for each.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), policy.at_work():
             for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
                 width = int(prompt_mask[chunk].sum(1).max())
                 rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from humanward.config import Config
 from humanward.data import TaskConfig
-from humanward.models import DType
+from humanward.models import DType, LoraConfig
 from humanward.trainers import (
     DPOConfig,
     ExpertIterationConfig,
@@ -122,8 +122,8 @@ class DPORoundsConfig(DPOConfig):
 
     @model_validator(mode="after")
     def _held(self) -> DPORoundsConfig:
-        if self.reference == "initial":
-            raise ValueError("reference initial: round_reference says where a round of a run is held; leave reference at given")
+        if self.reference in ("initial", "adapter_off"):
+            raise ValueError(f"reference {self.reference}: round_reference says where a round of a run is held; leave reference at given")
         return self
 
 
@@ -145,6 +145,9 @@ class LoopConfig(Config):
     compile: bool = False
     """Compile the layers of models that are trained, or asked at every update, with ``torch.compile``: somewhat faster, after up to half a
     minute per stage. Sampling and the attention stay as they are. Numbers are equal up to rounding. Needs a C++ compiler."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters on frozen weights instead of all weights: policy, values and reward models share one trunk, and the
+    reference is that trunk with the adapters off. null: train all weights."""
     prompts: str = "asset:prompts"
     """A .txt, .jsonl or .parquet file, a folder or a data set name; ``asset:prompts``: passages that the embedded model wrote;
     ``labels``: those of the labels that were given before, the held-out ones for the evaluation."""
@@ -237,6 +240,8 @@ class LoopConfig(Config):
             raise ValueError("ppo.value_network reward_model: there is no reward model, since scoring.terms gives it no weight; use policy")
         if self.method in GROUP_METHODS:
             self.group.recipe(self.method)
+        if self.lora is not None and self.method == "dpo" and self.dpo.reference == "synchronised":
+            raise ValueError("dpo.reference synchronised moves a reference's weights, and with lora those are frozen; set lora to null")
         if self.evaluation.frontier_prompts > self.evaluation.prompts:
             raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
         return self

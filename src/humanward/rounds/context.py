@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from humanward.data import Task, iter_texts
 from humanward.data.batches import left_pad
@@ -22,8 +23,18 @@ from humanward.data.given_labels import read_given, with_held_out
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
 from humanward.feedback.kinds import kind_of
-from humanward.models import TYPES, Policy, RewardModel, ValueNetwork, context_length, fingerprint, sample_responses, with_options
-from humanward.models.loading import resolve
+from humanward.models import (
+    TYPES,
+    Policy,
+    RewardModel,
+    ValueNetwork,
+    context_length,
+    fingerprint,
+    load_causal_lm,
+    sample_responses,
+    with_options,
+)
+from humanward.models.loading import ADAPTER_CONFIG, Quantize, resolve
 from humanward.models.sampling import Samples
 from humanward.records import Label, Prompt, Question, Response, read_jsonl
 from humanward.rounds.config import LoopConfig
@@ -88,11 +99,65 @@ class Context:
         return TYPES[self.config.dtype]
 
     def policy(self, folder: str | Path, *, value_head: bool = False) -> Policy:
-        policy = Policy.load(folder, value_head=value_head, pad_token=self.config.pad_token, dtype=self.dtype)
+        """What is in a folder, to be asked or to be trained as a whole; what this run keeps as an adapter is on its own trunk."""
+        if self.is_adapter(folder):
+            return self.policy(self.reference_folder).take_adapter(Path(folder), trained=False)
+        policy = Policy.load(
+            folder, value_head=value_head, pad_token=self.config.pad_token, dtype=self.dtype, quantize=self.quantize(folder)
+        )
         return policy.to(self.accelerator.device)
 
-    def reward_model(self, round: int) -> RewardModel:
-        return RewardModel.load(self.path / f"rounds/{round}/reward", dtype=self.dtype).to(self.accelerator.device)
+    def policy_to_train(self, folder: str | Path, stream: str, *, value_head: bool = False, dropout: bool = True) -> Policy:
+        """The policy of a folder, to train all its weights, or with ``lora`` an adapter: its own, where it is kept as one, or a new one.
+
+        Args:
+            folder: where the policy is.
+            stream: names the random numbers of a new adapter.
+            value_head: add one.
+            dropout: whether ``lora.dropout`` acts; not where it learns from its own samples.
+        """
+        lora = self.config.lora
+        if lora is None:
+            return self.optimized(self.policy(folder, value_head=value_head))
+        if self.is_adapter(folder):
+            policy = self.policy(self.reference_folder, value_head=value_head).take_adapter(Path(folder))
+        else:
+            policy = self.policy(folder, value_head=value_head)
+            given = lora if dropout else lora.model_copy(update={"dropout": 0.0})
+            policy.adapt(given, seed=self.seed(f"adapter of {stream}"))
+        return self.optimized(policy)
+
+    def policy_beside(self, policy: Policy, folder: str | Path) -> Policy:
+        """The policy of a folder, to be asked while ``policy`` is trained: on the same trunk, where that has an adapter."""
+        if policy.adapter is None:
+            return self.optimized(self.policy(folder).requires_grad_(False).eval(), trained=False)
+        if self.is_adapter(folder):
+            return policy.beside().take_adapter(Path(folder), name="beside", trained=False)
+        return policy.reference()
+
+    def reward_model(self, round: int, *, on: Policy | None = None) -> RewardModel:
+        """Of a round. ``on``: a policy whose trunk it shares, where it is kept as an adapter; several rounds' can be there at a time."""
+        folder = self.path / f"rounds/{round}/reward"
+        if self.is_adapter(folder):
+            trunk = self.base_model() if on is None else on.model
+            model = RewardModel.load(folder, on=trunk, name=f"reward-{round}")
+        else:
+            model = RewardModel.load(folder, dtype=self.dtype)
+        return model.to(self.accelerator.device)
+
+    def base_model(self) -> PreTrainedModel:
+        """The reference's weights, to make something else of them."""
+        folder = self.reference_folder
+        return load_causal_lm(resolve(folder), dtype=self.dtype, quantize=self.quantize(folder))
+
+    def quantize(self, folder: str | Path) -> Quantize | None:
+        """How the weights of a folder are held: frozen ones, on which adapters are, as the settings say."""
+        frozen = str(folder) in (self.reference_folder, self.config.model)
+        return self.config.lora.quantize if self.config.lora is not None and frozen else None
+
+    def is_adapter(self, folder: str | Path) -> bool:
+        """Whether this run wrote a folder as an adapter on its reference."""
+        return Path(folder).is_relative_to(self.path) and (Path(folder) / ADAPTER_CONFIG).exists()
 
     def optimized(self, model: M, *, trained: bool = True) -> M:
         """A model for a training, compiled where the settings say so; ``trained``: its activations, too, are saved as they say."""
@@ -110,13 +175,12 @@ class Context:
         first = round == 1 and self.config.method == "dpo" and self.config.dpo.sft_first is not None
         return self.path / "chosen_sft" if first else self.policy_before(round)
 
-    def held_to(self, round: int) -> Policy | None:
-        """Where a round of DPO is held, frozen; None where its losses have no reference."""
+    def held_to(self, round: int, policy: Policy) -> Policy | None:
+        """Where ``policy`` is held in a round of DPO, frozen; None where its losses have no reference."""
         settings = self.config.dpo
         if settings.reference == "none":
             return None
-        folder = self.tuned_from(1 if settings.round_reference == "first" else round)
-        return self.optimized(self.policy(folder).requires_grad_(False).eval(), trained=False)
+        return self.policy_beside(policy, self.tuned_from(1 if settings.round_reference == "first" else round))
 
     @cached_property
     def task(self) -> Task:
@@ -177,9 +241,9 @@ class Context:
         """What the policy is tuned toward besides the reward model."""
         return self.config.scoring.others()
 
-    def reward(self, round: int) -> Reward:
-        """What the policy is tuned toward in a round."""
-        model = self.optimized(self.reward_model(round), trained=False) if self.config.fits_reward else None
+    def reward(self, round: int, *, on: Policy) -> Reward:
+        """What a policy is tuned toward in a round; ``on`` is the policy, whose trunk a reward model may share."""
+        model = self.optimized(self.reward_model(round, on=on), trained=False) if self.config.fits_reward else None
         return self.config.scoring.reward(model, self.score_terms)
 
     @cached_property
@@ -250,9 +314,9 @@ class Context:
 def weights_hash(policy: Policy) -> str:
     """Which policy wrote a response: a hash of its weights."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(policy.model.named_parameters()):
+    for name, tensor in sorted(policy.weights().items()):
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

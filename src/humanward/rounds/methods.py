@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from humanward.models import ValueNetwork
+from humanward.models import Policy, ValueNetwork
 from humanward.rounds.context import Context
 from humanward.rounds.stages import comparisons, first_step, save, write_accuracy
 from humanward.trainers import DPOTrainer, GroupTrainer, PPOTrainer, Reward, Surroundings, Trainer, implicit_agreements, train
@@ -31,21 +31,22 @@ def ppo(context: Context, round: int, output: Path) -> None:
     """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
     config = context.config
     of_its_own = config.ppo.value_network == "reward_model"
-    policy = context.optimized(context.policy(context.reference_folder, value_head=not of_its_own))
-    reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
+    policy = context.policy_to_train(context.reference_folder, "ppo", value_head=not of_its_own, dropout=False)
+    reference = context.policy_beside(policy, context.reference_folder)
+    value_network = ValueNetwork.from_reward_model(context.reward_model(1, on=policy)) if of_its_own else None
     trainer = PPOTrainer(
-        policy, reference, context.reward(round), [p.tokens for p in context.prompts("training")], config.ppo, task=context.task,
+        policy, reference, context.reward(round, on=policy), [p.tokens for p in context.prompts("training")], config.ppo, task=context.task,
         seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,
-        value_network=context.optimized(ValueNetwork.from_reward_model(context.reward_model(1))) if of_its_own else None,
+        value_network=None if value_network is None else context.optimized(value_network),
     )  # fmt: skip
     around = context.surroundings("ppo")
-    make_up_for_lost_rounds(context, trainer, around, round)
+    make_up_for_lost_rounds(context, trainer, policy, around, round)
     train(trainer, around, stage="ppo", round=round, until=first_step(config, round + 1))
     save(context, policy, output)
 
 
-def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, around: Surroundings, round: int) -> None:
-    """Do again what no whole checkpoint holds of the rounds before, each against its own reward model."""
+def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, policy: Policy, around: Surroundings, round: int) -> None:
+    """Do again what no whole checkpoint holds of the rounds before, each against its own reward model, on the policy's trunk or its own."""
     assert around.checkpoints is not None
     config = context.config
     newest = around.checkpoints.latest(before=first_step(config, round + 1) + 1)
@@ -55,7 +56,7 @@ def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, around: Su
     quietly = replace(around, log=None, alarms=None, tell=lambda _: None)
     for earlier in range(1, round):
         if reached < first_step(config, earlier + 1):
-            trainer.reward = context.reward(earlier)
+            trainer.reward = context.reward(earlier, on=policy)
             train(trainer, quietly, stage=config.method, round=earlier, until=first_step(config, earlier + 1))
     trainer.reward = this_rounds
 
@@ -63,15 +64,15 @@ def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, around: Su
 def on_groups(context: Context, round: int, output: Path) -> None:
     """A method that samples several responses to each prompt goes on against the round's reward, up to where the next round asks again."""
     config = context.config
-    policy = context.optimized(context.policy(context.reference_folder))
-    reference = context.optimized(context.policy(context.reference_folder).requires_grad_(False).eval(), trained=False)
+    policy = context.policy_to_train(context.reference_folder, config.method, dropout=False)
+    reference = context.policy_beside(policy, context.reference_folder)
     trainer = GroupTrainer(
-        policy, reference, context.reward(round), [p.tokens for p in context.prompts("training")], config.tuning, config.method,
+        policy, reference, context.reward(round, on=policy), [p.tokens for p in context.prompts("training")], config.tuning, config.method,
         task=context.task, seed=context.seed(config.method), accelerator=context.accelerator, true_score=context.score,
         check=context.stop.check,
     )  # fmt: skip
     around = context.surroundings(config.method)
-    make_up_for_lost_rounds(context, trainer, around, round)
+    make_up_for_lost_rounds(context, trainer, policy, around, round)
     train(trainer, around, stage=config.method, round=round, until=first_step(config, round + 1))
     save(context, policy, output)
 
@@ -81,13 +82,18 @@ def dpo(context: Context, round: int, output: Path) -> None:
     settings = context.config.dpo
     parts = comparisons(context, round, only_new=settings.round_labels == "new")
     training, validation = (without_dual(part, settings.drop) for part in parts)
-    policy = context.optimized(context.policy(context.tuned_from(round)))
+    policy = context.policy_to_train(context.tuned_from(round), "dpo")
     trainer = DPOTrainer(
-        policy, context.held_to(round), as_judged(training), settings, seed=context.seed("dpo", round), accelerator=context.accelerator
+        policy,
+        context.held_to(round, policy),
+        as_judged(training),
+        settings,
+        seed=context.seed("dpo", round),
+        accelerator=context.accelerator,
     )
     train(trainer, context.surroundings(f"dpo-{round}"), stage="dpo", round=round)
     if context.accelerator.is_main_process:
-        right = implicit_agreements(trainer.policy, context.held_to(round), validation, trainer.objective)
+        right = implicit_agreements(trainer.policy, context.held_to(round, policy), validation, trainer.objective)
         write_accuracy(output, round, right, validation, len(training))
     save(context, policy, output)
 

@@ -14,8 +14,7 @@ from humanward.errors import UserError
 from humanward.feedback import Snapshot
 from humanward.maths.learning_curve import forecasts
 from humanward.maths.statistics import wilson_interval
-from humanward.models import RewardModel, load_causal_lm
-from humanward.models.loading import resolve
+from humanward.models import RewardModel
 from humanward.records import Comparison
 from humanward.rounds.context import Context
 from humanward.storage import MetricsLog, RunFolder, generator, write_json
@@ -104,9 +103,10 @@ def measure(
 def fitted_reward(context: Context, training: Sequence[Comparison], rows: Sequence[Comparison], repeat: int, size: int) -> list[bool]:
     """Whether a reward model that is fitted to a part of the labels prefers what they prefer."""
     settings = context.config.reward.model_copy(update={"normalize_before": False, "normalize_after": False})  # scale changes no choice
-    model = load_causal_lm(resolve(context.reference_folder), dtype=context.dtype)
     head = generator(context.config.seed, "reward curve head", repeat)
-    reward_model = RewardModel(model, context.task.tokenizer, head_scale=settings.head_scale, generator=head)
+    reward_model = RewardModel(context.base_model(), context.task.tokenizer, head_scale=settings.head_scale, generator=head)
+    if context.config.lora is not None:
+        reward_model.adapt(context.config.lora, seed=context.seed("adapter of reward curve", repeat))
     trainer = RewardTrainer(
         context.optimized(reward_model), training, settings, seed=context.seed("reward curve order", repeat, size),
         accelerator=context.accelerator,
@@ -118,10 +118,10 @@ def fitted_reward(context: Context, training: Sequence[Comparison], rows: Sequen
 def fitted_policy(context: Context, training: Sequence[Comparison], rows: Sequence[Comparison], repeat: int, size: int) -> list[bool]:
     """Whether the policy has become likelier to write what the labels prefer, after a direct method on a part of them."""
     settings = context.config.dpo
-    policy, reference = (context.policy(context.reference_folder) for _ in range(2))
-    known = None if settings.reference == "none" else context.optimized(reference.requires_grad_(False).eval(), trained=False)
+    policy = context.policy_to_train(context.reference_folder, "reward curve")
+    known = None if settings.reference == "none" else context.policy_beside(policy, context.reference_folder)
     trainer = DPOTrainer(
-        context.optimized(policy), known, as_judged(without_dual(training, settings.drop)), settings,
+        policy, known, as_judged(without_dual(training, settings.drop)), settings,
         seed=context.seed("reward curve order", repeat, size), accelerator=context.accelerator,
     )  # fmt: skip
     train(trainer, Surroundings(stop=context.stop), stage="reward-curve")

@@ -13,8 +13,7 @@ from humanward.errors import UserError
 from humanward.feedback import Snapshot, answer_questions
 from humanward.feedback.kinds import to_comparisons
 from humanward.maths.schedules import labels_required
-from humanward.models import Policy, RewardModel, check_compiler, load_causal_lm
-from humanward.models.loading import resolve
+from humanward.models import Policy, RewardModel, base_of, check_compiler, check_lora, resolve
 from humanward.records import Comparison, Prompt, Question, Response, read_jsonl, write_jsonl
 from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
@@ -37,6 +36,9 @@ def check_inputs(context: Context) -> None:
     """Read all that a run is given, before anything is written. Raises UserError with the first fault."""
     config = context.config
     check_settings(config)
+    if config.lora is not None:
+        check_lora(config.lora)
+        refuse_adapter_of_adapter(config)
     if config.compile:
         check_compiler(context.accelerator.device)
     _ = context.score, context.score_terms
@@ -59,6 +61,15 @@ def check_inputs(context: Context) -> None:
     context.stop.check()
 
 
+def refuse_adapter_of_adapter(config: LoopConfig) -> None:
+    """Raises UserError where the adapter to be written would be one on a model that is no folder of its own."""
+    assert config.lora is not None
+    if config.lora.save == "adapter" and config.sft is None and base_of(resolve(config.model)) is not None:
+        raise UserError(
+            f"lora.save: adapter: {config.model} is an adapter itself, so that nothing could load one on it; set lora.save=merged"
+        )
+
+
 def prepare_prompts(context: Context, round: int, output: Path) -> None:
     """Set some of the source's prompts aside, by lot, that no training sees."""
     unique, wanted = context.source_prompts, context.config.evaluation.prompts
@@ -76,11 +87,11 @@ def supervise(context: Context, round: int, output: Path) -> None:
     """Fine-tune the given model on texts; what comes out is the reference of everything that follows."""
     settings = context.config.sft
     assert settings is not None
-    policy = context.optimized(context.policy(context.config.model))
+    policy = context.policy_to_train(context.config.model, "sft")
     rows = list(supervised_rows(context))
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed("sft"), accelerator=context.accelerator)
     train(trainer, context.surroundings("sft"), stage="sft")
-    save(context, policy, output)
+    save(context, policy, output, merged=True)
 
 
 def supervised_rows(context: Context) -> Iterator[Demonstration]:
@@ -209,9 +220,11 @@ def comparisons(context: Context, round: int, *, only_new: bool = False) -> tupl
 
 def new_reward_model(context: Context, round: int) -> RewardModel:
     """The reference's trunk with a random head: each round begins anew (2019)."""
-    model = load_causal_lm(resolve(context.reference_folder), dtype=context.dtype)
     head = generator(context.config.seed, "reward head", round)
-    reward_model = RewardModel(model, context.task.tokenizer, head_scale=context.config.reward.head_scale, generator=head)
+    scale = context.config.reward.head_scale
+    reward_model = RewardModel(context.base_model(), context.task.tokenizer, head_scale=scale, generator=head)
+    if context.config.lora is not None:
+        reward_model.adapt(context.config.lora, seed=context.seed("adapter of reward", round))
     return context.optimized(reward_model)
 
 
@@ -229,7 +242,7 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
     )  # fmt: skip
     train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
     if context.accelerator.is_main_process:
-        trainer.reward_model.save(output)
+        trainer.reward_model.save(output, merged=False)
         right = agreements(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64)
         write_accuracy(output, round, right, validation, len(training))
 
@@ -260,7 +273,7 @@ def supervise_on_chosen(context: Context, stage: str, settings: SFTConfig, label
     """Maximum likelihood of the chosen responses, from the reference on."""
     chosen = chosen_responses(labels)
     rows = [Demonstration(prompt.tokens, response.tokens, prompt.id) for prompt, response in chosen if response.tokens]
-    policy = context.optimized(context.policy(context.reference_folder))
+    policy = context.policy_to_train(context.reference_folder, stage)
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed(stage), accelerator=context.accelerator)
     train(trainer, context.surroundings(stage), stage=stage)
     save(context, policy, output)
@@ -276,8 +289,12 @@ def chosen_responses(labels: Sequence[Comparison]) -> list[tuple[Prompt, Respons
 
 
 def export(context: Context, round: int, output: Path) -> None:
-    """The tuned policy as an ordinary Hugging Face folder."""
+    """The tuned policy as an ordinary Hugging Face folder; with ``lora.save: adapter`` as a peft folder."""
+    lora = context.config.lora
     last = context.path / f"rounds/{context.config.labels.rounds}/policy"
+    if lora is not None and lora.save == "merged":
+        context.policy(last).save(output)
+        return
     for file in sorted(last.iterdir()):
         if file.name not in ("manifest.json", "value_head.safetensors", VALIDATION):
             shutil.copyfile(file, output / file.name)
@@ -290,7 +307,7 @@ def evaluate(context: Context, round: int, output: Path) -> None:
     write_jsonl(output / "samples.jsonl", samples)
 
 
-def save(context: Context, policy: Policy, output: Path) -> None:
-    """From the main process only."""
+def save(context: Context, policy: Policy, output: Path, *, merged: bool = False) -> None:
+    """From the main process only. An adapter is kept as one, unless it is ``merged``."""
     if context.accelerator.is_main_process:
-        policy.save(output)
+        policy.save(output, merged=merged)

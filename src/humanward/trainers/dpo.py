@@ -71,9 +71,10 @@ class DPOConfig(Config):
     """Weight of the tokens of a response beyond the length of the other one of its pair (LD-DPO). null: all count."""
     wpo: bool = False
     """Weight each pair by how likely the policy itself is to write it (WPO), as if it were its own sample."""
-    reference: Literal["given", "initial", "precomputed", "synchronised", "none"] = "given"
-    """given: the model that is passed. initial: the policy as it was. precomputed: the same, asked once before the training, then let go.
-    synchronised: it follows the policy (TR-DPO). none: for losses without a reference; nothing is known of displacement then."""
+    reference: Literal["given", "initial", "adapter_off", "precomputed", "synchronised", "none"] = "given"
+    """given: the model that is passed. initial: the policy as it was. adapter_off: the policy without its adapter, which takes no memory
+    (``lora``). precomputed: asked once before the training, then let go. synchronised: it follows the policy (TR-DPO). none: for losses
+    without a reference; nothing is known of displacement then."""
     reference_cache: Path | None = None
     """Folder that keeps precomputed log-probabilities, by a fingerprint of weights and labels. null: not kept."""
     reference_sync_every: PositiveInt = 512
@@ -193,12 +194,20 @@ class DPOTrainer:
             raise UserError("dpo.reference is given, but no reference was; give one, or set it to initial or precomputed")
         if c.reference == "initial" and given is not None:
             raise UserError("dpo.reference is initial, but another reference was given; leave that out, or set dpo.reference to given")
+        if c.reference == "adapter_off":
+            if given is not None:
+                raise UserError("dpo.reference is adapter_off, but another reference was given; leave that out, or set it to given")
+            if self.policy.adapter is None:
+                raise UserError("dpo.reference is adapter_off, but the policy has no adapter; adapt it (lora), or set it to initial")
+            given = self.policy.reference()
         if c.reference == "precomputed":
             model = (given or self.policy).to(self.accelerator.device)
             once = partial(
                 precompute, model, accelerator=self.accelerator, micro_batch_tokens=c.micro_batch_tokens, cache=c.reference_cache
             )
             return None, once(self.comparisons), once(self.crossed) if self.crossed else None
+        if c.reference == "synchronised" and self.policy.adapter is not None and given is not None:
+            raise UserError("dpo.reference synchronised begins as a policy with an adapter is and follows it; give no other reference")
         if given is None or c.reference == "synchronised":
             given = (given or self.policy).frozen_copy()
         known = ModelReference(given.to(self.accelerator.device))
@@ -334,7 +343,7 @@ class DPOTrainer:
     def tensors(self) -> dict[str, Tensor]:
         kept = with_prefix("policy", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
         if self.config.reference == "synchronised" and self.reference is not None:
-            kept |= with_prefix("reference", weights(self.reference))
+            kept |= with_prefix("reference", weights(self.reference, only=self.updater.kept))
         return kept
 
     def state(self) -> dict[str, Any]:
@@ -345,7 +354,7 @@ class DPOTrainer:
         self.updater.load_weights(without_prefix("policy", tensors))
         self.updater.load_state_dict(without_prefix("optimizer", tensors), state)
         if self.config.reference == "synchronised" and self.reference is not None:
-            load_weights(self.reference, without_prefix("reference", tensors))
+            load_weights(self.reference, without_prefix("reference", tensors), only=self.updater.kept)
         if self.objective.reads("reward_shift"):
             self.reward_mean, self.reward_steps = float(state["reward_mean"]), int(state["reward_steps"])
 

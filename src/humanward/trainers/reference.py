@@ -42,7 +42,7 @@ class ModelReference:
     @torch.no_grad()
     def move(self, policy: dict[str, Tensor], rate: float) -> None:
         """Go ``rate`` of the way to the policy. Gorbatovski et al. 2024 (arXiv:2404.09656): a soft update, and at 1 a hard one."""
-        for name, tensor in weights(self.model).items():
+        for name, tensor in weights(self.model, only=policy).items():  # what is frozen is the same in both
             if rate == 1.0 or not tensor.is_floating_point():
                 tensor.copy_(policy[name])
             else:
@@ -95,7 +95,7 @@ def precompute(
 def fingerprint(model: Policy, comparisons: Sequence[Comparison]) -> str:
     """Which weights spoke of which tokens: a hash of both."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(weights(model).items()):
+    for name, tensor in sorted(model.weights().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for c in comparisons:

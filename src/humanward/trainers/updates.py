@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -47,6 +47,7 @@ class Updater:
         self.lr, self.total_updates, self.lr_schedule, self.warmup_updates = lr, total_updates, lr_schedule, warmup_updates
         self.adam_eps, self.adam_eps_hat, self.max_grad_norm = adam_eps, adam_eps_hat, max_grad_norm
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.kept = self.trained.keys() | dict(module.named_buffers()).keys()
         self.named = {name: p if p.element_size() > 2 else nn.Parameter(p.detach().float()) for name, p in self.trained.items()}
         """What the optimiser works on: the weights, or the float32 copies of 16-bit ones."""
         self.copied = [name for name, p in self.trained.items() if p is not self.named[name]]
@@ -162,8 +163,8 @@ class Updater:
             self.trained[name].copy_(self.named[name])
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight of the module as the optimiser has it, in float32 where it keeps a copy."""
-        return weights(self.bare) | {name: self.named[name].detach() for name in self.copied}
+        """Every trained weight as the optimiser has it, in float32 where it keeps a copy, and the buffers. What is frozen is elsewhere."""
+        return weights(self.bare, only=self.kept) | {name: self.named[name].detach() for name in self.copied}
 
     @torch.no_grad()
     def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
@@ -172,7 +173,7 @@ class Updater:
         Raises:
             RunError: the checkpoint belongs to a model of another shape.
         """
-        load_weights(self.bare, tensors)
+        load_weights(self.bare, tensors, only=self.kept)
         for name in self.copied:
             self.named[name].copy_(tensors[name])
 
@@ -229,21 +230,21 @@ def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     return {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter once (tied ones under one name) and every buffer that belongs to the state."""
+def weights(module: nn.Module, *, only: Container[str] | None = None) -> dict[str, Tensor]:
+    """Every parameter once (tied ones under one name) and every buffer that belongs to the state; or those of certain names."""
     kept = module.state_dict().keys()
     named = [*module.named_parameters(), *((n, b) for n, b in module.named_buffers() if n in kept)]
-    return {name: tensor.detach() for name, tensor in named}
+    return {name: tensor.detach() for name, tensor in named if only is None or name in only}
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, only: Container[str] | None = None) -> None:
     """Put back what ``weights`` gave.
 
     Raises:
         RunError: the checkpoint belongs to a model of another shape.
     """
-    own = weights(module)
+    own = weights(module, only=only)
     for name in sorted(own.keys() | tensors.keys()):
         found, expected = (tuple(side[name].shape) if name in side else None for side in (tensors, own))
         if found != expected:

@@ -1,0 +1,223 @@
+"""Trainings of adapters: only they move, checkpoints hold only them, and the reference is the same policy with its adapter off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from humanward.errors import UserError
+from humanward.models import LoraConfig, Policy, RewardModel, ValueNetwork
+from humanward.models.adapters import adapter_tensors, train_only
+from humanward.storage import Checkpoints
+from humanward.trainers import (
+    DPOConfig,
+    DPOTrainer,
+    PPOConfig,
+    PPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+    Surroundings,
+    train,
+)
+from humanward.trainers.reference import precompute
+from humanward.trainers.selftest import tiny_task
+
+LORA = LoraConfig(rank=2, alpha=8)
+DROPPING = LoraConfig(rank=2, alpha=8, dropout=0.3)
+SETTINGS: dict[str, Any] = {"lr": 1e-2, "batch_size": 8, "epochs": 2, "adam_eps": 1e-5}
+
+
+def adapted(problems: ModuleType, dtype: torch.dtype = torch.float32, lora: LoraConfig = LORA, **settings: Any) -> Policy:
+    return problems.policy_of(dtype, seed=1, **settings).adapt(lora, seed=4)
+
+
+def sft(problems: ModuleType, dtype: torch.dtype = torch.float32, lora: LoraConfig = LORA, **settings: Any) -> SFTTrainer:
+    return SFTTrainer(adapted(problems, dtype, lora), problems.demonstrations(), SFTConfig(**SETTINGS, **settings), seed=5)
+
+
+def reward_on(policy: Policy, name: str = "reward") -> RewardModel:
+    return RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(2)).adapt(LORA, seed=6, name=name)
+
+
+def reward(problems: ModuleType, dtype: torch.dtype = torch.float32, lora: LoraConfig = LORA, **settings: Any) -> RewardTrainer:
+    model = RewardModel(problems.policy_of(dtype, seed=1).model, problems.policy_of(dtype, seed=1).tokenizer).adapt(lora, seed=6)
+    torch.nn.init.normal_(model.score_head.weight, std=0.2, generator=torch.Generator().manual_seed(2))
+    config = RewardConfig(normalize_samples=12, **SETTINGS, **settings)
+    return RewardTrainer(model, problems.comparisons(), config, reference_episodes=problems.episodes(), seed=5)
+
+
+def dpo(problems: ModuleType, dtype: torch.dtype = torch.float32, lora: LoraConfig = LORA, **settings: Any) -> DPOTrainer:
+    config = DPOConfig(**{**SETTINGS, "reference": "adapter_off", **settings})
+    return DPOTrainer(adapted(problems, dtype, lora), None, problems.comparisons(), config, seed=5)
+
+
+def ppo(problems: ModuleType, dtype: torch.dtype = torch.float32, lora: LoraConfig = LORA, **settings: Any) -> PPOTrainer:
+    """Policy, values, reward and reference on one trunk."""
+    policy = adapted(problems, dtype, lora, value_head=True)
+    return ppo_of(problems, policy, policy.reference(), reward_on(policy), **settings)
+
+
+def ppo_of(problems: ModuleType, policy: Policy, reference: Policy, reward_model: RewardModel, **settings: Any) -> PPOTrainer:
+    train_only(policy.model, "policy")
+    config = PPOConfig(**{"lr": 1e-2, "episodes": 48, "batch_size": 16, "minibatches": 2, "ppo_epochs": 2, "kl_target": None, **settings})
+    task = tiny_task(policy, response_length=3)
+    return PPOTrainer(policy, reference, reward_model, problems.PROMPTS, config, task=task, seed=5)
+
+
+MAKERS = {"sft": sft, "reward": reward, "dpo": dpo, "ppo": ppo}
+trainers = pytest.mark.parametrize("name", MAKERS)
+
+
+def module_of(trainer: Any) -> torch.nn.Module:
+    return trainer.updater.bare
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) / max(1.0, float(one[name].abs().max())) for name in one)
+
+
+@trainers
+def test_the_trunk_stays_and_checkpoints_do_not_hold_it(problems: ModuleType, name: str) -> None:
+    trainer = MAKERS[name](problems)
+    frozen = {n: p.detach().clone() for n, p in module_of(trainer).named_parameters() if "lora_" not in n and "_head." not in n}
+    before = {n: t.clone() for n, t in trainer.tensors().items()}
+    found = problems.trained(trainer)
+    assert all(torch.equal(p, frozen[n]) for n, p in module_of(trainer).named_parameters() if n in frozen)
+    kept = [n.rpartition(".")[2] if "lora_" not in n and "_head." not in n else "" for n in found]
+    assert {n for n in kept if n} <= {"gain", "bias", "choice_scale"}
+    assert not any(f".{other}." in n for n in found for other in (["reward"] if name == "ppo" else []))
+    moved = [n for n in before if "lora_" in n and n in found and (found[n] - before[n]).abs().max() > 1e-3]
+    assert len(moved) >= 14  # both halves of an adapter on each of seven maps of one layer
+
+
+@trainers
+def test_a_stopped_training_ends_as_an_undisturbed_one(problems: ModuleType, name: str, tmp_path: Path) -> None:
+    whole = MAKERS[name](problems)
+    train(whole)
+    around = Surroundings(Checkpoints(tmp_path / "checkpoints"))
+    train(MAKERS[name](problems), around, until=2)
+    resumed = MAKERS[name](problems)
+    train(resumed, around)
+    expected, found = whole.tensors(), resumed.tensors()
+    assert expected.keys() == found.keys()
+    assert [n for n in expected if not torch.equal(expected[n], found[n])] == []
+
+
+@trainers
+def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str) -> None:
+    assert difference(problems.trained(MAKERS[name](problems)), problems.trained(MAKERS[name](problems, micro_batch_tokens=13))) < 1e-5
+
+
+@trainers
+def test_16_bit_adapters_are_trained_through_copies(problems: ModuleType, name: str) -> None:
+    trainer = MAKERS[name](problems, torch.bfloat16)
+    adapters = [n for n in trainer.updater.trained if "lora_" in n]
+    assert set(adapters) == set(trainer.updater.copied)
+    found = problems.trained(trainer)
+    assert all(found[n].dtype == torch.float32 for n in found if "lora_" in n)
+    for n in adapters:
+        assert torch.equal(trainer.updater.trained[n], trainer.updater.named[n].bfloat16())
+    losses = [trainer.updater.named[n] for n in adapters]
+    assert all(bool(x.isfinite().all()) for x in losses)
+
+
+def test_dropout_of_adapters_is_that_of_the_step(problems: ModuleType) -> None:
+    """Resumed in the middle, the same; and another loss than without."""
+    for name in ("sft", "reward", "dpo"):
+        one, other = (MAKERS[name](problems, lora=DROPPING) for _ in range(2))
+        assert difference(problems.trained(one), problems.trained(other)) == 0
+        assert difference(problems.trained(MAKERS[name](problems)), problems.trained(MAKERS[name](problems, lora=DROPPING))) > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient": True}, {"reference": "precomputed"}])
+def test_adapter_off_is_a_given_copy_of_the_base(problems: ModuleType, settings: dict[str, Any]) -> None:
+    """DPO held to the policy without its adapter = DPO held to the model that it was made on."""
+    from humanward.models import with_options
+
+    one = dpo(problems, **({"reference": settings["reference"]} if "reference" in settings else {}))
+    if "gradient" in settings:
+        with_options(one.policy, gradient_checkpointing=True)
+    base = problems.policy_of(torch.float32, seed=1).requires_grad_(False).eval()
+    other = DPOTrainer(adapted(problems), base, problems.comparisons(), DPOConfig(**SETTINGS), seed=5)
+    rows = [(one.step(index), other.step(index)) for index in range(3)]
+    for mine, theirs in rows:
+        assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+    assert abs(rows[-1][0]["loss"] - rows[0][0]["loss"]) > 1e-3
+
+
+def test_ppo_on_one_trunk_is_ppo_on_four(problems: ModuleType) -> None:
+    together = ppo(problems)
+    policy = adapted(problems, value_head=True)
+    base = problems.policy_of(torch.float32, seed=1).requires_grad_(False).eval()
+    apart = ppo_of(problems, policy, base, reward_on(problems.policy_of(torch.float32, seed=1)))
+    for index in range(3):
+        assert together.step(index) == pytest.approx(apart.step(index), rel=1e-4, abs=1e-5)
+
+
+def test_a_value_network_learns_on_the_shared_trunk(problems: ModuleType) -> None:
+    policy = adapted(problems)
+    model = reward_on(policy)
+    network = ValueNetwork.from_reward_model(model)
+    before = {n: p.detach().clone() for n, p in adapter_tensors(policy.model, "value").items()}
+    config = PPOConfig(lr=1e-2, episodes=32, batch_size=16, kl_target=None)
+    train_only(policy.model, "policy", "value")
+    task = tiny_task(policy, response_length=3)
+    scores = reward_scores(model, problems)
+    trainer = PPOTrainer(policy, policy.reference(), model, problems.PROMPTS, config, task=task, seed=5, value_network=network)
+    first, *_, last = trainer.run()
+    assert first["first_ratio_error"] < 1e-5
+    assert last["skipped"] == 0
+    assert any((p - before[n]).abs().max() > 1e-3 for n, p in adapter_tensors(policy.model, "value").items())
+    assert torch.equal(reward_scores(model, problems), scores)
+
+
+@torch.no_grad()
+def reward_scores(model: RewardModel, problems: ModuleType) -> Tensor:
+    e = problems.episodes()
+    return model(e.prompts, e.prompt_mask, e.responses[:, None], e.response_mask[:, None])
+
+
+def test_what_is_asked_once_is_remembered_of_the_reference(problems: ModuleType, tmp_path: Path) -> None:
+    """The fingerprint of a reference is of its own weights: a policy's adapter on the same trunk is none of them."""
+    trainer = dpo(problems)
+    reference = trainer.policy.reference()
+    settings: dict[str, Any] = {"accelerator": trainer.accelerator, "micro_batch_tokens": None, "cache": tmp_path}
+    precompute(reference, trainer.comparisons, **settings)
+    trainer.run()
+    precompute(reference, trainer.comparisons, **settings)
+    assert len(list(tmp_path.iterdir())) == 1
+    precompute(trainer.policy, trainer.comparisons, **settings)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_reference_that_is_not_there_is_one_line(problems: ModuleType) -> None:
+    plain = problems.policy_of(torch.float32, seed=1)
+    config = DPOConfig(reference="adapter_off")
+    with pytest.raises(
+        UserError, match=r"^dpo\.reference is adapter_off, but the policy has no adapter; adapt it \(lora\), or set it to init"
+    ):
+        DPOTrainer(plain, None, problems.comparisons(), config)
+    with pytest.raises(UserError, match=r"^dpo\.reference is adapter_off, but another reference was given"):
+        DPOTrainer(adapted(problems), plain, problems.comparisons(), config)
+    with pytest.raises(
+        UserError, match=r"^dpo\.reference synchronised begins as a policy with an adapter is and follows it; give no other"
+    ):
+        DPOTrainer(adapted(problems), plain, problems.comparisons(), DPOConfig(reference="synchronised"))
+
+
+def test_a_synchronised_reference_follows_the_adapter(problems: ModuleType) -> None:
+    trainer = dpo(problems, reference="synchronised", reference_sync_every=2, reference_sync_rate=1.0)
+    trainer.run()
+    assert trainer.reference is not None
+    assert trainer.reference.model is not trainer.policy.model
+    own, others = (adapter_tensors(p.model, "policy") for p in (trainer.policy, trainer.reference))
+    assert all(torch.equal(own[n], others[n]) for n in own)
+    assert not any("embed" in n for n in trainer.tensors())
