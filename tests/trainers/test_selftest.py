@@ -10,7 +10,7 @@ from torch import Tensor
 
 from humanward.errors import RunError
 from humanward.models import sampling
-from humanward.trainers import label_losses, ppo, ppo_objective, reward, rollout, scoring, selftest
+from humanward.trainers import PPOConfig, label_losses, ppo, ppo_objective, reward, rollout, scoring, selftest
 from humanward.trainers.questions import Questions
 
 
@@ -28,6 +28,39 @@ def test_a_flipped_label_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reward, "collate", flipped)
     with pytest.raises(RunError, match=r"self-test: a reward model .* a sign of the labels or of the reward loss"):
         selftest.self_test()
+
+
+OTHER_TERMS = {
+    "rollback": {"surrogate": "rollback", "kl_in": "loss", "kl_estimator": "k2"},
+    "trust region": {"surrogate": "trust_region_rollback", "dual_clip": 3.0, "kl_in": "loss", "kl_estimator": "full"},
+    "ratio": {"surrogate": "ratio", "old_kl_coef": 7.0, "whiten_over": "batch", "kl_estimator": "k3"},
+}
+
+
+@pytest.mark.parametrize("terms", OTHER_TERMS.values(), ids=OTHER_TERMS.keys())
+def test_the_self_test_passes_with_the_terms_of_the_run(terms: dict[str, Any]) -> None:
+    selftest.self_test(PPOConfig(**terms))
+
+
+@pytest.mark.parametrize(
+    ("name", "surrogate", "message"),
+    [
+        ("rollback_loss", "rollback", "the score that PPO optimises does not rise"),
+        ("trust_region_loss", "trust_region", "the score that PPO optimises does not rise"),
+    ],
+)
+def test_a_flipped_surrogate_of_the_run_is_caught(monkeypatch: pytest.MonkeyPatch, name: str, surrogate: str, message: str) -> None:
+    loss = getattr(ppo_objective, name)
+    monkeypatch.setattr(ppo_objective, name, lambda *args, **settings: -loss(*args, **settings))
+    with pytest.raises(RunError, match=f"self-test: {message}"):
+        selftest.self_test(PPOConfig(surrogate=surrogate))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_flipped_kl_in_the_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    kl = ppo.reference_kl
+    monkeypatch.setattr(ppo, "reference_kl", lambda *args: -kl(*args))
+    with pytest.raises(RunError, match="self-test: the KL penalty does not bring the policy back"):
+        selftest.self_test(PPOConfig(kl_in="loss", kl_estimator="full"))
 
 
 def test_a_flipped_reward_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ class Loop:
         pending = self.pending()
         if self.config.self_test and pending == self.stages:
             self.context.progress("self-test", 0, 1, {})
-            self_test()
+            self_test(self.config.ppo if self.config.method == "ppo" else None)
             self.context.progress("self-test", 1, 1, {})
         # careful: behind this line the main process may finish a stage before another one looks.
         self.accelerator.wait_for_everyone()

@@ -27,6 +27,9 @@ WORDS = ("good", "bad", "w2", "w3", "w4", "w5")
 END, PAD, GOOD = 0, 1, 2
 TINY_PPO: dict[str, Any] = {"episodes": 64 * 12, "batch_size": 64, "lr": 3e-3, "lr_schedule": "constant", "kl_target": None}
 
+TERMS = ("surrogate", "dual_clip", "kl_in", "kl_estimator", "whiten_over")
+"""Settings that choose a term of the objective."""
+
 
 def tiny_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """One token per word, behind an end and a pad token: words[i] is token i + 2."""
@@ -71,16 +74,26 @@ class GoodCounter:
         return counts
 
 
-def self_test() -> None:
-    """Run all checks.
+def tiny_ppo(like: PPOConfig | None, **settings: Any) -> PPOConfig:
+    """A short training with the terms that the run's own settings choose, not with their sizes."""
+    terms = {} if like is None else {name: getattr(like, name) for name in TERMS}
+    if terms.get("kl_in") != "loss":
+        terms.pop("kl_estimator", None)  # in the reward, k1 alone brings a policy back: maths.kl_estimate
+    if terms.get("surrogate") == "ratio":
+        terms["old_kl_coef"] = 0.1
+    return PPOConfig(**{**TINY_PPO, **terms, **settings})
+
+
+def self_test(like: PPOConfig | None = None) -> None:
+    """Run all checks, those of PPO with the terms of ``like``; None: with the default ones.
 
     Raises:
         RunError: something pushes the wrong way; training with it would optimise for the worst.
     """
     reward_model = check_label_sign()
-    check_reward_sign()
-    check_preferred_rises(reward_model)
-    check_kl_sign()
+    check_reward_sign(like)
+    check_preferred_rises(reward_model, like)
+    check_kl_sign(like)
     check_temperature()
 
 
@@ -108,10 +121,10 @@ def check_label_sign() -> RewardModel:
     return trainer.reward_model
 
 
-def check_reward_sign() -> None:
+def check_reward_sign(like: PPOConfig | None) -> None:
     """PPO on a score of 1 for "good" and 0 otherwise must make "good" likelier."""
     policy, counter = tiny_policy(value_head=True), GoodCounter()
-    config = PPOConfig(**TINY_PPO, kl_coef=0.01)
+    config = tiny_ppo(like, kl_coef=0.01)
     metrics = PPOTrainer(policy, policy.frozen_copy(), counter, [(4,)], config, task=tiny_task(policy)).run()
     if metrics[0]["first_ratio_error"] > 1e-3:
         _fail("log-probabilities while sampling differ from those of a forward pass", "the temperature, the positions or the masks")
@@ -119,19 +132,19 @@ def check_reward_sign() -> None:
         _fail("the score that PPO optimises does not rise", "a sign of the reward or of the advantages")
 
 
-def check_preferred_rises(reward_model: RewardModel) -> None:
+def check_preferred_rises(reward_model: RewardModel, like: PPOConfig | None) -> None:
     """The whole way from labels to the policy: PPO against the reward model fitted to them must make "good" likelier."""
     policy, counter = tiny_policy(value_head=True), GoodCounter()
-    config = PPOConfig(**TINY_PPO, kl_coef=0.01)
+    config = tiny_ppo(like, kl_coef=0.01)
     PPOTrainer(policy, policy.frozen_copy(), reward_model, [(4,)], config, task=tiny_task(policy), true_score=counter).run()
     if not counter.means[-1] > counter.means[0] + 0.2:
         _fail("what the labeler prefers does not become likelier under the reward model", "a sign of the reward model's scores")
 
 
-def check_kl_sign() -> None:
+def check_kl_sign(like: PPOConfig | None) -> None:
     """With no score at all, the KL penalty must bring a policy back to its reference."""
     policy, reference = tiny_policy(seed=1, value_head=True), tiny_policy(seed=2)
-    config = PPOConfig(**TINY_PPO, kl_coef=1.0)
+    config = tiny_ppo(like, kl_coef=1.0)
     trainer = PPOTrainer(policy, reference, lambda prompts, responses: [0.0] * len(responses), [(4,)], config, task=tiny_task(policy))
     metrics = trainer.run()
     if not metrics[0]["kl"] > 0:
