@@ -39,6 +39,21 @@ IMPORTANT = {
     "dpo.lr": "learning rate of DPO",
     "dpo.batch_size": "questions per DPO update",
     "dpo.epochs": "passes over the labels",
+    "group.episodes": "responses sampled",
+    "group.batch_size": "responses per step",
+    "group.responses_per_prompt": "responses to each prompt",
+    "group.lr": "learning rate",
+    "group.kl_coef": "weight of the KL; null is the method’s own",
+    "online_dpo.episodes": "responses sampled",
+    "online_dpo.batch_size": "responses per step",
+    "online_dpo.responses_per_prompt": "responses to each prompt",
+    "online_dpo.lr": "learning rate",
+    "online_dpo.beta": "pull toward the reference, score units per nat",
+    "expert_iteration.episodes": "responses sampled",
+    "expert_iteration.batch_size": "responses per step",
+    "expert_iteration.responses_per_prompt": "responses to each prompt",
+    "expert_iteration.keep": "of which so many were kept",
+    "expert_iteration.lr": "learning rate",
     "evaluation.prompts": "fresh prompts for evaluation",
 }
 SAID = {
@@ -94,12 +109,16 @@ def _tuning(method: str, settings: dict[str, str]) -> str:
         before = settings.get("dpo.round_reference") == "before" and settings.get("labels.rounds") != "1"
         where = "the policy that wrote them" if before else "the model it started as"
         return f"{name} raised the odds of the chosen responses over the others, without a reward model, and held the policy to {where}."
+    terms = {key.removeprefix("scoring.terms.") for key in settings if key.startswith("scoring.terms.")} or {"model"}
+    score, it = "A reward model learned to predict those answers, and", "its score"
+    if "model" not in terms:
+        score, it = "The score was a given one, not learned from them;", "it"
     target = settings.get(f"{method}.kl_target", "none")
     held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
-    return (
-        f"A reward model learned to predict those answers, and {name} tuned the policy to raise its score, {held} KL divergence from the "
-        "model it started as."
-    )
+    free = method == "expert_iteration" or (method == "dr_grpo" and not _as_number(settings.get("group.kl_coef", "0")))
+    if free:
+        return f"{score} {name} tuned the policy to raise {it}; nothing but the number of steps held it to the model it started as."
+    return f"{score} {name} tuned the policy to raise {it}, {held} KL divergence from the model it started as."
 
 
 def _counted(text: str) -> str:

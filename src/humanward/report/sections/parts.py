@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 RESULTS = "evaluation/results.json"
 TABLE_ROWS = 60
 
-POLICY_NAMES = {
-    "ppo": "PPO policy",
-    "reference": "reference",
-    "sft": "SFT on chosen responses",
-    "dpo": "DPO policy",
-    "best_of_n": "best of n",
-}
+SHORT_NAMES = {
+    "ppo": "PPO", "sft": "SFT", "dpo": "DPO", "rloo": "RLOO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "reinforce": "REINFORCE",
+    "online_dpo": "online DPO", "expert_iteration": "expert iteration",
+}  # fmt: skip
+POLICY_NAMES = {method: f"{name} policy" for method, name in SHORT_NAMES.items()} | {
+    "reference": "reference", "sft": "SFT on chosen responses", "best_of_n": "best of n",
+}  # fmt: skip
 DIRECT = ("dpo",)
 """Methods that are fitted to labels without a reward model."""
 NO_JUDGE = (
     "Who is preferred is not known: the labeler’s scores are not known, this method has no reward model, and the policy is no judge of "
     "itself. `humanward compare RUN` asks people, `humanward compare RUN --labeler score:SPEC` a score."
 )
-SHORT_NAMES = {"ppo": "PPO", "sft": "SFT", "dpo": "DPO"}
 
 
 @dataclass(frozen=True)
