@@ -62,4 +62,7 @@ def test_every_command_that_is_named_exists_with_its_options() -> None:
         options = {word for word in words if word.startswith("--")} - {"--help", "--version"}
         named = [word for word in words if not word.startswith("-")]
         assert not named or named[0] in commands, words
-        assert options <= {option for c in named[:1] for parameter in commands[c].params for option in parameter.opts}, words
+        command = commands[named[0]] if named else None
+        if command is not None and hasattr(command, "commands"):
+            command = command.commands[named[1]] if named[1:] else command
+        assert options <= {option for parameter in (command.params if command else ()) for option in parameter.opts}, words

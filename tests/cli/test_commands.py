@@ -27,7 +27,7 @@ from .conftest import Parts, run, start
 
 COMMANDS = [
     "demo", "loop", "compare", "init", "sft", "sample", "label", "reward", "ppo", "evaluate", "invite", "report", "status", "export",
-    "import", "presets", "settings", "doctor", "labels",
+    "import", "presets", "settings", "doctor", "labels", "data",
 ]  # fmt: skip
 needs_assets = pytest.mark.skipif(
     not files("humanward").joinpath("assets/storyteller/config.json").is_file(), reason="the embedded model is not there"

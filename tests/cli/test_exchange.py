@@ -500,10 +500,10 @@ def test_export_to_a_pipe_and_import_of_it(labelled: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--format", "xml"], "there are labels, csv, parquet, pairs, unpaired, ziegler2019, stiennon2020"),
+        (["--format", "xml"], "there are labels, csv, parquet, pairs, transcripts, conversations, unpaired, best_of_k"),
         (["--split", "test"], "there are train and validation"),
         (["--json"], "name the file with --out"),
-        (["--format", "labels", "--out", "x.csv"], "is written as jsonl; name the file so, or take --format csv"),
+        (["--format", "labels", "--out", "x.csv"], "labels is written as jsonl; name the file so"),
         (["--out", "."], "this is a folder"),
         (["--out", "nowhere/x.jsonl"], "no such folder"),
     ],

@@ -182,7 +182,7 @@ def file_cases() -> Iterator[Case]:
     yield Case("blank", "x.jsonl", b"\n\n", (None,), "no labels")
     yield Case("only-bom", "x.jsonl", b"\xef\xbb\xbf", (None,), "no labels")
     yield Case("folder", "x.jsonl", lambda path: path.mkdir(), (None,), "folder")
-    yield Case("missing", "x.jsonl", lambda path: None, (None,), "No such file")
+    yield Case("missing", "x.jsonl", lambda path: None, (None,), "no such file")
     yield Case("fifo", "x.jsonl", lambda path: os.mkfifo(path), (None,), "not an ordinary file")
     yield Case("dangling-link", "x.jsonl", lambda path: path.symlink_to("nowhere"), (None,), "No such file")
     yield Case("loop", "x.jsonl", lambda path: path.symlink_to(path.name), (None,), "cannot read")
@@ -195,7 +195,7 @@ def file_cases() -> Iterator[Case]:
     yield Case("parquet-cut", "x.parquet", b"PAR1" + b"\x00" * 50, (None,), "Parquet")
     yield Case("unknown-columns", "x.jsonl", lines({"a": 1, "b": 2}), (1,), "no known format")
     yield Case("unknown-format", "x.jsonl", lines(PAIR), (None,), "there are", (("format", "yaml"),))
-    yield Case("another-format", "x.jsonl", lines(PAIR), (1,), "`completion`", (("format", "unpaired"),))
+    yield Case("another-format", "x.jsonl", lines(PAIR), (1,), "`label` is missing", (("format", "unpaired"),))
     yield Case("json-min", "x.json", listed({"id": 1, "annotation_id": 3, "prompt": "x"}), (2,), "JSON-MIN")
     yield Case("axes", "x.jsonl", lines({"info": {}, "summary": {"axes": {}}}), (1,), "axes")
 
@@ -251,12 +251,12 @@ def pairs_cases() -> Iterator[Case]:
 def table_cases() -> Iterator[Case]:
     for value in (3, -1, "tie", "x", 1.5, True, None, [1]):
         yield Case(f"best-{value}", "x.jsonl", among(BEST, changed(BEST, best=value)), (2,), "")
-    yield Case("one-response", "x.jsonl", among(BEST, changed(BEST, responses=["a"], best=0)), (2,), "needs 2 to 9 responses")
+    yield Case("one-response", "x.jsonl", among(BEST, changed(BEST, responses=["a"], best=0)), (2,), "at least 2 are needed")
     yield Case("ten-responses", "x.jsonl", among(BEST, changed(BEST, responses=list("abcdefghij"))), (2,), "needs 2 to 9 responses")
     yield Case("empty-response", "x.jsonl", among(BEST, changed(BEST, responses=["a", ""])), (2,), "`responses[1]` is empty")
     yield Case("response-number", "x.jsonl", among(BEST, changed(BEST, responses=["a", 2])), (2,), "`responses[1]`: expected a text")
     yield Case("responses-text", "x.jsonl", among(BEST, changed(BEST, responses="abc")), (2,), "a list of texts")
-    yield Case("kind", "x.jsonl", among(TABLE, changed(TABLE, kind="duel")), (2,), "kind: expected one of")
+    yield Case("kind", "x.jsonl", among(TABLE, changed(TABLE, kind="duel")), (2,), "`kind`: expected one of")
     yield Case("no-kind", "x.jsonl", among(TABLE, changed(TABLE, kind=...)), (2,), "`kind` is missing")
     answers: dict[str, Any] = {
         "short": [0, 1],

@@ -11,9 +11,15 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from humanward.data import Task, TaskConfig
-from humanward.data.label_files import read_labels
+from humanward.data.given_labels import read_given
 from humanward.errors import UserError
 from humanward.feedback import Snapshot
+from humanward.records import Label, Question
+
+
+def read_labels(path: Path, task: Task) -> tuple[list[Question], list[Label]]:
+    given = read_given(path, task)
+    return given.questions, given.labels
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def test_lines_become_questions_and_labels_that_a_snapshot_takes(task: Task, tmp_path: Path) -> None:
-    path = write(tmp_path / "l.jsonl", row(), row(labeler="ann", best=0), row(prompt="why", topic="x"))
+    path = write(tmp_path / "l.jsonl", row(), row(labeler="ann", best=0), row(prompt="why"))
     questions, labels = read_labels(path, task)
     assert [(q.prompt.text, [r.text for r in q.responses], q.round) for q in questions] == [
         ("ask", ["one", "two"], 1),
@@ -39,7 +45,6 @@ def test_lines_become_questions_and_labels_that_a_snapshot_takes(task: Task, tmp
     ]
     assert questions[0].prompt.tokens == tuple(b"ask")
     assert questions[0].responses[1].tokens == tuple(b"two")
-    assert questions[1].prompt.metadata == {"topic": "x"}
     assert [(label.labeler, label.answer) for label in labels] == [("file", 1), ("ann", 0), ("file", 1)]
     assert len({label.id for label in labels}) == 3
     snapshot = Snapshot.of(questions, labels)
@@ -72,20 +77,20 @@ def test_the_released_form_is_read_without_its_pads(suffix: str, task: Task, tmp
 
 FAULTS = {
     "not-an-object": ("[1", "not JSON"),
-    "no-prompt": (json.dumps({"responses": ["a", "b"], "best": 0}), "`prompt` must be a text that is not empty, not null"),
-    "empty-prompt": (json.dumps(row(prompt=" ")), '`prompt` must be a text that is not empty, not " "'),
-    "ids": (json.dumps({"query": [1], "sample0": [1], "sample1": [1], "best": 0}), "token ids are read from one JSON list only"),
-    "one-response": (json.dumps(row(responses=["a"])), '`responses` must be a list of at least two texts, not ["a"]'),
-    "number": (json.dumps(row(responses=["a", 2])), "responses[1] must be a text, not 2"),
-    "empty-response": (json.dumps(row(responses=["a", " "])), "responses[1] is empty"),
-    "long-response": (json.dumps(row(responses=["a", "12345"])), "responses[1] has 5 tokens and task.response_length is 4"),
+    "no-prompt": (json.dumps({"responses": ["a", "b"], "best": 0}), "`prompt` is missing"),
+    "empty-prompt": (json.dumps(row(prompt=" ")), "`prompt` is empty"),
+    "ids": (json.dumps({"query": [1], "sample0": [1], "sample1": [1], "best": 0}), "`responses` is missing"),
+    "one-response": (json.dumps(row(responses=["a"])), "`responses`: 1 response, but at least 2 are needed"),
+    "number": (json.dumps(row(responses=["a", 2])), "`responses[1]`: expected a text, found 2"),
+    "empty-response": (json.dumps(row(responses=["a", " "])), "`responses[1]` is empty"),
+    "long-response": (json.dumps(row(responses=["a", "12345"])), "the longest response has 5 tokens and task.response_length is 4"),
     "long-prompt": (json.dumps(row(prompt="123456789")), "the prompt has 9 tokens and task.prompt_length is 8"),
-    "best-out-of-range": (json.dumps(row(best=2)), "`best` must be the index of a response, 0 to 1, not 2"),
-    "negative-best": (json.dumps(row(best=-1)), "0 to 1, not -1"),
-    "true": (json.dumps(row(best=True)), "0 to 1, not true"),
-    "no-best": (json.dumps({"prompt": "a", "responses": ["a", "b"]}), "0 to 1, not null"),
+    "best-out-of-range": (json.dumps(row(best=2)), "`best`: expected the index of a response, 0 to 1, found 2"),
+    "negative-best": (json.dumps(row(best=-1)), "0 to 1, found -1"),
+    "true": (json.dumps(row(best=True)), "0 to 1, found True"),
+    "no-best": (json.dumps({"prompt": "a", "responses": ["a", "b"]}), "`best` is missing"),
     "another-k": (json.dumps(row(responses=["a", "b", "c"])), "3 responses, but the first label has 2"),
-    "labeler": (json.dumps(row(labeler="")), '`labeler` must be a name, not ""'),
+    "labeler": (json.dumps(row(labeler=["x"])), '`labeler`: expected a text, found ["x"]'),
 }
 
 
@@ -102,20 +107,23 @@ def test_every_fault_of_a_line_is_one_line_with_its_place(line: str, words: str,
 
 
 FAULTS_2019 = {
-    "text": ("[3]", ": row 1: expected an object"),
+    "text": ("[3]", ":1: row 1: expected an object"),
     "broken": ('[{"query": [1],\n', ":2: not JSON"),
-    "no-samples": ('[{"query": [1], "sample0": [1], "best": 0}]', ": row 1: needs at least `sample0` and `sample1`"),
-    "gap": ('[{"query": [1], "sample0": [1], "sample7": [1], "best": 0}]', ": row 1: `sample1` must be a list of token ids, not null"),
-    "letters": ('[{"query": ["a"], "sample0": [1], "sample1": [1], "best": 0}]', ": row 1: `query` must be a list of token ids"),
-    "foreign": ('[{"query": [1], "sample0": [999], "sample1": [1], "best": 0}]', ": row 1: `sample0` has the token 999"),
-    "only-pads": ('[{"query": [1], "sample0": [50259], "sample1": [1], "best": 0}]', ": row 1: `sample0` is empty"),
-    "long": ('[{"query": [1], "sample0": [1, 2, 3, 4, 5], "sample1": [1], "best": 0}]', ": row 1: `sample0` has 5 tokens"),
+    "no-samples": (
+        '[{"query": [1], "sample0": [1], "best": 0}]',
+        ":1: row 1: expected `sample0`, `sample1`, … without a gap, found sample0",
+    ),
+    "gap": ('[{"query": [1], "sample0": [1], "sample7": [1], "best": 0}]', ":1: row 1: expected `sample0`, `sample1`, … without a gap"),
+    "letters": ('[{"query": ["a"], "sample0": [1], "sample1": [1], "best": 0}]', ":1: row 1: `query`: expected a list of token ids"),
+    "foreign": ('[{"query": [1], "sample0": [999], "sample1": [1], "best": 0}]', ":1: row 1: `sample0` has a token that the tokenizer"),
+    "only-pads": ('[{"query": [1], "sample0": [50259], "sample1": [1], "best": 0}]', ":1: row 1: `sample0` is empty"),
+    "long": ('[{"query": [1], "sample0": [1, 2, 3, 4, 5], "sample1": [1], "best": 0}]', ":1: row 1: the longest response has 5 tokens"),
     "best": (
         '[{"query": [1], "sample0": [1], "sample1": [1], "best": 4}]',
-        ": row 1: `best` must be the index of a response, 0 to 1, not 4",
+        ":1: row 1: `best`: expected a whole number from 0 to 1, found 4",
     ),
     "empty": ("[]", ": no labels in it"),
-    "nothing": ("", ": no labels in it"),
+    "nothing": ("", ": the file is empty"),
 }
 
 
@@ -130,8 +138,22 @@ def test_every_fault_of_a_list_is_one_line_with_its_row(content: str, words: str
 
 
 def test_a_missing_file_and_a_damaged_gzip_are_one_line(task: Task, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read: No such file or directory"):
+    with pytest.raises(UserError, match="no such file or folder"):
         read_labels(tmp_path / "none.jsonl", task)
     (tmp_path / "l.json.gz").write_bytes(gzip.compress(b"[" * 9999)[:-9])
-    with pytest.raises(UserError, match=r"l\.json\.gz: (damaged gzip|not)"):
+    with pytest.raises(UserError, match=r"l\.json\.gz:1: damaged gzip"):
         read_labels(tmp_path / "l.json.gz", task)
+
+
+def test_any_format_of_preferences_is_read(task: Task, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = write(tmp_path / "l.jsonl", {"prompt": "ask", "chosen": "one", "rejected": "two", "weight": 2})
+    (question,), (label,) = read_labels(path, task)
+    assert (question.kind, question.responses[label.answer].text, label.weight) == ("pair", "one", 2.0)
+    snapshot = Snapshot.of([question], [label])
+    snapshot.save(tmp_path / "snapshot.jsonl")
+    assert [c.weight for c in Snapshot.load(tmp_path / "snapshot.jsonl").comparisons()] == [2.0]
+    unpaired = write(tmp_path / "u.jsonl", {"prompt": "ask", "completion": "one", "label": True})
+    assert [c.target for c in Snapshot.of(*read_labels(unpaired, task)).comparisons()] == [1]
+    ending = Task(TaskConfig(prompt_length=8, response_length=5, truncate_token=None, stop_at_eos=True), byte_tokenizer)
+    (question,), _ = read_labels(write(tmp_path / "e.jsonl", row(responses=["four", "one"])), ending)
+    assert [r.tokens for r in question.responses] == [(*b"four", 256), (*b"one", 256)]

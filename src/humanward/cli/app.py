@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from humanward import __version__
-from humanward.cli import compare, demo, doctor, export, init, label, listings, loop, report, reward_curve, stages, status, study
+from humanward.cli import compare, data, demo, doctor, export, init, label, listings, loop, report, reward_curve, stages, status, study
 from humanward.cli.terminal import is_main_process, keep_others_quiet
 from humanward.errors import RunError, UserError
 from humanward.storage import Stopped
@@ -42,7 +42,7 @@ def common(
         print(context.get_help())
 
 
-for commands in (demo, loop, compare, init, stages, label, report, reward_curve, study, status, export, listings, doctor):
+for commands in (demo, loop, compare, init, stages, label, report, reward_curve, study, status, data, export, listings, doctor):
     commands.register(app)
 
 

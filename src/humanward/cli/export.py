@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from humanward.cli.files import Bar, bar, container_for, destination, suffix_of
 from humanward.cli.label import store_address
 from humanward.cli.options import AsJson, Run, example
-from humanward.cli.terminal import is_main_process, note, talk
+from humanward.cli.terminal import note
 from humanward.errors import UserError
 from humanward.storage import RunFolder
 
@@ -24,7 +23,6 @@ EXACT = "labels"
 """Our own format."""
 ALIASES = {"csv": ("table", "csv"), "parquet": ("table", "parquet")}
 """The table, by the name of its container."""
-SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +39,7 @@ def export(
             metavar="NAME",
             show_default=False,
             help="labels (exact, for import), csv or parquet (a row per label), pairs (prompt, chosen, rejected), "
-            "unpaired (prompt, completion, label), ziegler2019 or stiennon2020 (as released by OpenAI).",
+            "unpaired (prompt, completion, label), ziegler2019, stiennon2020, …: docs/data.md.",
         ),
     ] = None,
     out: Annotated[
@@ -56,7 +54,7 @@ def export(
     from humanward.data.formats import WRITERS
     from humanward.feedback.exchange import Part
 
-    suffix = "" if out is None else SUFFIXES.get(Path(out.name.removesuffix(".gz")).suffix, "")
+    suffix = suffix_of(out)
     name = format or (suffix if suffix in ALIASES else EXACT)
     names = [EXACT, *ALIASES, *(writer for writer in WRITERS if writer != "table")]
     if name not in names:
@@ -65,11 +63,11 @@ def export(
         raise UserError(f"--split {split}: there are train and validation")
     if as_json and out is None:
         raise UserError("--json tells what was written; name the file with --out")
-    container = _container(name, suffix)
+    container = _container(name, out)
     store = _store(run)
     try:
-        with _destination(out) as file, _bar("export") as bar:
-            told = _write(store, file, name, container, Part(round, split), with_names, bar)
+        with destination(out) as file, bar("export") as shown:
+            told = _write(store, file, name, container, Part(round, split), with_names, shown)
         asked = {"format": name, "round": round, "split": split, "with_names": with_names}
         store.people.audit("command line", "export", {part: value for part, value in asked.items() if value not in (None, False)})
     finally:
@@ -82,7 +80,7 @@ def export(
 
 def import_labels(
     run: Run,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of labels: .jsonl, .json, .csv or .parquet, also .gz.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Labels: .jsonl, .json, .csv or .parquet, also .gz; FILE?kind=pair, …")],
     format: Annotated[str | None, typer.Option(metavar="NAME", help="Else it is told by the columns.", show_default=False)] = None,
     round: Annotated[int | None, typer.Option(help="The round of the questions, where the file is not of our own format.")] = None,
     labeler: Annotated[str, typer.Option(metavar="NAME", help="Who gave labels of a file that names nobody.")] = "file",
@@ -94,15 +92,15 @@ def import_labels(
 
     folder = RunFolder(run)
     faults = Faults()
-    with _bar("check") as bar, Spool(bar.through(_records(folder, file, format, round, labeler, faults))) as spool:
+    with bar("check") as reading, Spool(reading.through(_records(folder, file, format, round, labeler, faults))) as spool:
         faults.check()
         folder.create()
         from humanward.feedback import Store
 
         store = Store(store_address(run))
         try:
-            with _bar("import", spool.events) as writing:
-                done = import_file(store, spool, source=file.name, faults=faults, progress=writing.to)
+            with bar("import", spool.events) as writing:
+                done = import_file(store, spool, source=Path(file).name, faults=faults, progress=writing.to)
         finally:
             store.close()
     told = {"questions": done.questions, "labels": done.labels, "other_events": done.others, "known": done.known}
@@ -114,7 +112,7 @@ def import_labels(
     note(f"{file}: {done.labels} labels{others}, {done.questions} new questions{known}")
 
 
-def _records(folder: RunFolder, file: Path, format: str | None, round: int | None, labeler: str, faults: Any) -> Iterator[Any]:
+def _records(folder: RunFolder, file: str | Path, format: str | None, round: int | None, labeler: str, faults: Any) -> Iterator[Any]:
     from humanward.data.formats import READERS, LabelFile
     from humanward.feedback.exchange import foreign_records, is_exact, read_exact
     from humanward.records.files import InputFile
@@ -122,10 +120,10 @@ def _records(folder: RunFolder, file: Path, format: str | None, round: int | Non
     names = [EXACT, *ALIASES, *READERS]
     if format is not None and format not in names:
         raise UserError(f"--format {format}: there are {', '.join(names)}")
-    if format == EXACT or (format is None and is_exact(InputFile(file))):
+    if format == EXACT or (format is None and Path(file).is_file() and is_exact(InputFile(Path(file)))):
         if round is not None:
             raise UserError("--round: a file of our own format says which round each question belongs to")
-        return read_exact(InputFile(file, faults))
+        return read_exact(InputFile(Path(file), faults))
     found = LabelFile(file, ALIASES.get(format or "", (format,))[0], _decoder(folder), faults=faults)
     return foreign_records(found.labeled(), faults, round=round, labeler=labeler)
 
@@ -151,19 +149,19 @@ def _decoder(folder: RunFolder) -> Callable[[Any], str] | None:
     return decode
 
 
-def _write(store: Store, file: IO[bytes], format: str, container: str, part: Any, with_names: bool, bar: _Bar) -> dict[str, Any]:
+def _write(store: Store, file: IO[bytes], format: str, container: str, part: Any, with_names: bool, shown: Bar) -> dict[str, Any]:
     from humanward.data.formats import WRITERS, write_labels
     from humanward.feedback import exchange
 
     names = exchange.names(store) if with_names else None
-    bar.total = exchange.label_count(store, part)
+    shown.total = exchange.label_count(store, part)
     if format == EXACT:
-        questions, events = exchange.write_exact(file, store, part, names=names, progress=bar.to)
+        questions, events = exchange.write_exact(file, store, part, names=names, progress=shown.to)
         return {"questions": questions, "events": events}
     name = ALIASES.get(format, (format,))[0]
     labels = exchange.each_label(store, part, training=name != "table")
     most = exchange.most_responses(store, part) if container == "csv" else 0
-    done = write_labels(file, labels, name, container, most_responses=most, names=names, progress=bar.to)
+    done = write_labels(file, labels, name, container, most_responses=most, names=names, progress=shown.to)
     told: dict[str, Any] = {"labels": done.labels, "rows": done.rows}
     if done.left_out:
         told["left_out"] = f"{done.left_out} {WRITERS[name].left_out}"
@@ -192,70 +190,10 @@ def _store(run: Path) -> Store:
     return Store(address)
 
 
-def _container(format: str, suffix: str) -> str:
+def _container(format: str, out: Path | None) -> str:
     """What the file is made of; UserError where its name says something else."""
+    from humanward.data.formats import WRITERS
+
     if format in ALIASES:
-        usual = ALIASES[format][1]
-    elif format in ("pairs", "unpaired"):
-        return suffix if suffix in ("csv", "parquet") else "jsonl"
-    else:
-        usual = "json" if format == "ziegler2019" else "jsonl"
-    if suffix in ("csv", "parquet") and suffix != usual:
-        raise UserError(f"--format {format}: is written as {usual}; name the file so, or take --format {suffix}")
-    return usual
-
-
-@contextmanager
-def _destination(out: Path | None) -> Iterator[IO[bytes]]:
-    """stdout, or a file that appears whole or not at all."""
-    if out is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    from humanward.records.files import whole_file
-    from humanward.storage.files import disk_faults
-
-    if out.is_dir():
-        raise UserError(f"{out}: this is a folder; name a file")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"{out.parent}: no such folder; make it or choose another place")
-    with disk_faults(out), whole_file(out) as file:
-        yield file
-
-
-class _Bar:
-    """Progress on a terminal, nothing elsewhere: the last line says what was done."""
-
-    def __init__(self, title: str, total: int | None) -> None:
-        self.total, self._bars = total, None
-        console = talk()
-        if console.is_terminal and is_main_process():
-            from rich.progress import Progress
-
-            self._bars = Progress(console=console, transient=True)
-            self._bars.start()
-            self._task = self._bars.add_task(title, total=total)
-
-    def to(self, done: int) -> None:
-        """So many are done."""
-        if self._bars is not None and done % 500 == 0:
-            self._bars.update(self._task, completed=done, total=self.total)
-
-    def through(self, records: Iterator[Any]) -> Iterator[Any]:
-        """The records, counted."""
-        for number, record in enumerate(records, start=1):
-            self.to(number)
-            yield record
-
-    def stop(self) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-
-@contextmanager
-def _bar(title: str, total: int | None = None) -> Iterator[_Bar]:
-    bar = _Bar(title, total)
-    try:
-        yield bar
-    finally:
-        bar.stop()
+        return container_for(format, ALIASES[format][1:], out)
+    return container_for(format, ("jsonl",) if format == EXACT else WRITERS[format].containers, out)

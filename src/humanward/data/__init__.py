@@ -1,4 +1,4 @@
-"""Where prompts come from: sources of text, the task that cuts them into prompts, demonstrations, batches of padded tokens, label files.
+"""Where prompts come from: sources of text, the task that cuts them into prompts, demonstrations, preference data, padded batches.
 
 Names are loaded on first use, so that ``data.formats`` serves programs that never import torch.
 """
@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from humanward.data.batches import epoch_order, index_order, left_pad, length_sorted_batches, right_pad, shard, token_batches
     from humanward.data.demonstrations import Demonstration, text_windows
+    from humanward.data.preferences import PreferenceData
     from humanward.data.sources import Text, iter_texts, read_texts
     from humanward.data.task import Task, TaskConfig
 
 __all__ = [
-    "Demonstration", "Task", "TaskConfig", "Text", "epoch_order", "index_order", "iter_texts", "left_pad",
+    "Demonstration", "PreferenceData", "Task", "TaskConfig", "Text", "epoch_order", "index_order", "iter_texts", "left_pad",
     "length_sorted_batches", "read_texts", "right_pad", "shard", "text_windows", "token_batches",
 ]  # fmt: skip
 
 _NAMES = {
     "batches": ("epoch_order", "index_order", "left_pad", "length_sorted_batches", "right_pad", "shard", "token_batches"),
     "demonstrations": ("Demonstration", "text_windows"),
+    "preferences": ("PreferenceData",),
     "sources": ("Text", "iter_texts", "read_texts"),
     "task": ("Task", "TaskConfig"),
 }

@@ -8,14 +8,16 @@ from itertools import islice
 from pathlib import Path
 
 from humanward.data.batches import epoch_order
-from humanward.data.formats.reading import LabelFile
-from humanward.data.formats.rows import Labeled
-from humanward.data.label_files import LABELER, ROWS_AT_ONCE, read_labels
+from humanward.data.formats import Labeled, LabelFile
+from humanward.data.formats.views import trainable
 from humanward.data.sources import Text
-from humanward.data.task import Task
+from humanward.data.task import TEXTS_AT_ONCE, Task
 from humanward.errors import UserError
-from humanward.records import Label, Question, content_id
+from humanward.records import Comparison, Label, Prompt, Question, content_id
 from humanward.records.nouns import question_id
+
+LABELER = "file"
+"""Who gave a label whose row names nobody."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,29 @@ class Lengths:
 def read_given(path: Path | str, task: Task, *, leave_out_long: bool = False) -> Given:
     """Questions and their labels, in the order of the file; a question that comes again is one question with several labels.
 
-    Best-of-K choices and the lists of 2019 are read by ``label_files``, everything else by its format in ``formats``. A response is closed
-    by the end-of-text token where the task stops there and truncates nowhere.
+    A prompt is used whole, with the task's prefix and suffix; token ids are used as they are, and conversations as the chat template
+    writes them. Other responses are closed by the end-of-text token where the task stops there.
 
     Raises:
         UserError: a row that cannot be read, or is longer than the task allows and not to be left out; a line for each.
     """
-    path = Path(path)
-    if _is_a_choice_of_k(path):
-        return Given(*read_labels(path, task))
     questions: dict[str, Question] = {}
     labels: list[Label] = []
     too_long = 0
-    for row, prompt, responses in _tokenized(path, task):
-        fault = _too_long(row, prompt, responses, task)
+    for row in _tokenized(path, task):
+        fault = _too_long(row, task)
         if fault and not leave_out_long:
             raise UserError(fault)
         if fault:
             too_long += 1
             continue
-        question = _question(row.question, prompt, responses, task)
+        question = _question(row)
+        first = next(iter(questions.values()), question)
+        if len(question.responses) != len(first.responses):
+            counts = f"{len(question.responses)} responses, but the first label has {len(first.responses)}"
+            raise UserError(f"{row.labeled.where}: {counts}; all labels must have as many")
         questions.setdefault(question.id, question)
-        labels += [_label(label, question, len(labels)) for label in row.labels]
+        labels += [_label(label, question, len(labels)) for label in row.labeled.labels]
     if not labels:
         reason = f"none of its {too_long} labels fits task.prompt_length and task.response_length" if too_long else "no labels in it"
         raise UserError(f"{path}: {reason}")
@@ -70,7 +73,9 @@ def read_given(path: Path | str, task: Task, *, leave_out_long: bool = False) ->
 
 def longest(path: Path | str, task: Task) -> Lengths:
     """What a task would need to leave nothing out. ``task`` gives the tokenizer."""
-    lengths = [(len(prompt), max(map(len, responses))) for _, prompt, responses in _tokenized(Path(path), task)]
+    lengths = [(row.prompt_length, row.response_length) for row in _tokenized(path, task)]
+    if not lengths:
+        raise UserError(f"{path}: no labels in it")
     return Lengths(max(p for p, _ in lengths), max(r for _, r in lengths))
 
 
@@ -87,42 +92,72 @@ def with_held_out(questions: Sequence[Question], share: float, seed: int) -> lis
     return [replace(q, split="validation") if q.prompt.text in held_out else q for q in questions]
 
 
-def _is_a_choice_of_k(path: Path) -> bool:
-    _, first = next(iter(LabelFile(path).rows()), ("", {}))
-    return "best" in first and ("responses" in first or "sample0" in first)
+@dataclass(frozen=True)
+class _Tokenized:
+    """A row of the file with tokens."""
+
+    labeled: Labeled
+    comparison: Comparison
+    prompt_length: int
+    """Tokens of the prompt without what stands around it."""
+
+    @property
+    def response_length(self) -> int:
+        return max(len(response.tokens) for response in self.comparison.responses)
 
 
-def _tokenized(path: Path, task: Task) -> Iterator[tuple[Labeled, tuple[int, ...], list[tuple[int, ...]]]]:
-    """(row, tokens of its prompt without what stands around, tokens of its responses)."""
-    file = LabelFile(path, decode=task.decode)
-    rows = file.labeled()
-    eos = task.tokenizer.eos_token_id
-    closed = task.config.stop_at_eos and task.config.truncate_token is None
-    end: tuple[int, ...] = (int(eos),) if closed else ()  # pyright: ignore[reportArgumentType]
-    while part := list(islice(rows, ROWS_AT_ONCE)):
-        texts = [Text(row.question.prompt.text, "", row.where, whole=True) for row in part]
-        for row, (_, tokens) in zip(part, task.encoded(texts), strict=True):
-            yield row, tuple(tokens), [(*task.encode_continuation(response.text), *end) for response in row.question.responses]
+def _tokenized(path: Path | str, task: Task) -> Iterator[_Tokenized]:
+    file = LabelFile(path, decode=task.checked_decode)
+    rows = (part for labeled in file.labeled() for part in trainable(labeled))
+    while block := list(islice(rows, TEXTS_AT_ONCE)):
+        prompts = _prompts(block, task)
+        asked = [
+            (row.where, Comparison(prompt, row.question.responses, row.question.kind, 0))
+            for row, (prompt, _) in zip(block, prompts, strict=True)
+        ]
+        for row, (_, length), comparison in zip(block, prompts, task.iter_tokenized(asked), strict=True):
+            yield _Tokenized(row, comparison, length)
         file.faults.check()
     file.faults.check()
 
 
-def _too_long(row: Labeled, prompt: Sequence[int], responses: Sequence[Sequence[int]], task: Task) -> str:
+def _prompts(rows: Sequence[Labeled], task: Task) -> list[tuple[Prompt, int]]:
+    """(prompt with tokens, how many of them are not prefix or suffix)."""
+    given = [row.question.prompt for row in rows]
+    texts = [
+        Text(prompt.text, "", row.where, whole=True, messages=tuple(prompt.metadata.get("messages", ())))
+        for row, prompt in zip(rows, given, strict=True) if not prompt.tokens
+    ]  # fmt: skip
+    encoded = task.encoded(texts)
+    made = []
+    for prompt in given:
+        if prompt.tokens:
+            made.append((replace(prompt, id=content_id("prompt", prompt.text, prompt.tokens)), len(prompt.tokens)))
+            continue
+        text, tokens = next(encoded)
+        if not text.messages:  # the template is all that stands around a conversation
+            text = replace(text, text=f"{task.config.prompt_prefix}{text.text}{task.config.prompt_suffix}")
+        around = tuple(tokens) if text.messages else task.around(tokens)
+        made.append((replace(prompt, id=content_id("prompt", text.text), text=text.text, tokens=around), len(tokens)))
+    return made
+
+
+def _too_long(row: _Tokenized, task: Task) -> str:
     """What is wrong with the lengths; empty where nothing is."""
-    longest_response = max(map(len, responses))
-    for what, length, setting in (("prompt", len(prompt), "prompt_length"), ("longest response", longest_response, "response_length")):
+    for what, length, setting in (
+        ("prompt", row.prompt_length, "prompt_length"),
+        ("longest response", row.response_length, "response_length"),
+    ):
         most = getattr(task.config, setting)
         if length > most:
             remedy = f"raise task.{setting}, or set labels.leave_out_long=true"
-            return f"{row.where}: the {what} has {length} tokens and task.{setting} is {most}; {remedy}"
+            return f"{row.labeled.where}: the {what} has {length} tokens and task.{setting} is {most}; {remedy}"
     return ""
 
 
-def _question(question: Question, prompt: Sequence[int], responses: Sequence[tuple[int, ...]], task: Task) -> Question:
-    text = f"{task.config.prompt_prefix}{question.prompt.text}{task.config.prompt_suffix}"
-    made = replace(question.prompt, id=content_id("prompt", text), text=text, tokens=task.around(prompt))
-    answers = tuple(replace(response, tokens=tokens) for response, tokens in zip(question.responses, responses, strict=True))
-    return replace(question, id=question_id(made, answers, kind=question.kind, round=1), prompt=made, responses=answers, round=1)
+def _question(row: _Tokenized) -> Question:
+    prompt, responses, asked = row.comparison.prompt, row.comparison.responses, row.labeled.question
+    return replace(asked, id=question_id(prompt, responses, kind=asked.kind, round=1), prompt=prompt, responses=responses, round=1)
 
 
 def _label(label: Label, question: Question, number: int) -> Label:

@@ -7,17 +7,17 @@ such files, a folder made by ``datasets.save_to_disk``, or ``owner/name`` on the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
+from humanward.data.locations import HUB_SETTINGS, Location, Rows, parquet_rows
 from humanward.errors import UserError
 from humanward.records import content_id, read_jsonl
+from humanward.records.files import Limits
 
-SETTINGS = ("text", "prompt", "response", "split", "config")
+SETTINGS = ("text", "prompt", "response", *HUB_SETTINGS)
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 RESPONSE_COLUMNS = ("response", "completion")
 
@@ -39,12 +39,6 @@ class Text:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Source:
-    location: str
-    settings: Mapping[str, str]
-
-
 def read_texts(spec: str | Path) -> list[Text]:
     """All texts of a source. See ``iter_texts``."""
     return list(iter_texts(spec))
@@ -60,10 +54,10 @@ def iter_texts(spec: str | Path) -> Iterator[Text]:
     Raises:
         UserError: nothing there, nothing in it, or a row that cannot be read; the line number is in the message.
     """
-    source = _parse(str(spec))
+    source = Location.parse(spec, SETTINGS)
     known: dict[str, str] = {}
     rows = 0
-    for where, row in _rows(source):
+    for where, row in source.rows(lambda path: _file_rows(path, source.settings.get("text", "text")), SUFFIXES):
         rows += 1
         text = _text(row, where, source.settings)
         if text is None:
@@ -76,64 +70,23 @@ def iter_texts(spec: str | Path) -> Iterator[Text]:
             text = _named(text, known)
         yield text
     if not rows:
-        raise UserError(f"{source.location}: no data in it; expected at least one row with `prompt` or `text`")
+        raise UserError(f"{source.place}: no data in it; expected at least one row with `prompt` or `text`")
     if not known:
-        raise UserError(f"{source.location}: all {rows} texts are empty")
+        raise UserError(f"{source.place}: all {rows} texts are empty")
 
 
-def _parse(spec: str) -> _Source:
-    location, mark, query = spec.partition("?")
-    if not mark or Path(spec).exists():
-        return _Source(spec, {})
-    settings = dict(parse_qsl(query, keep_blank_values=True))
-    for name, value in settings.items():
-        if name not in SETTINGS or not value:
-            raise UserError(f"{spec}: {name}={value!r} is not a setting of a source; there are {', '.join(SETTINGS)}")
-    return _Source(location, settings)
-
-
-def _rows(source: _Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, row) of every row behind a location."""
-    path = Path(source.location).expanduser()
-    if path.is_dir():
-        yield from _folder_rows(path, source.settings)
-    elif path.exists():
-        yield from _file_rows(path, source.settings)
-    else:
-        yield from _hub_rows(source)
-
-
-def _folder_rows(path: Path, settings: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        from datasets import DatasetDict, load_from_disk  # imported here: it takes a second, and most sources do without
-
-        try:
-            found = load_from_disk(str(path))
-        except Exception as error:  # it raises its own kinds and those of pyarrow, json and the file system
-            raise UserError(f"{path}: cannot read this folder of `datasets`: {_first_line(error)}") from None
-        if isinstance(found, DatasetDict):
-            found = found[_split(str(path), [str(name) for name in found], settings)]
-        yield from _numbered(str(path), found)
-        return
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
-    if not files:
-        raise UserError(f"{path}: a folder without data; expected {', '.join(SUFFIXES)} files or a folder made by datasets.save_to_disk")
-    for file in files:
-        yield from _file_rows(file, settings)
-
-
-def _file_rows(path: Path, settings: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _file_rows(path: Path, text_column: str) -> Rows:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path))
     elif path.name.endswith(".txt"):
-        yield from _lines(path, settings.get("text", "text"))
+        yield from _lines(path, text_column)
     elif path.name.endswith(".parquet"):
-        yield from _parquet_rows(path)
+        yield from parquet_rows(path, Limits())
     else:
         raise UserError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)} (JSON: one object per line, named .jsonl)")
 
 
-def _lines(path: Path, column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _lines(path: Path, column: str) -> Rows:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -148,51 +101,6 @@ def _lines(path: Path, column: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
                     yield where, {column: text}
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror or error}") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-            yield from _numbered(str(path), rows)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
-
-
-def _hub_rows(source: _Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    name, settings = source.location, source.settings
-    owner = re.fullmatch(r"([A-Za-z0-9][\w.-]*)/[\w.-]+", name)
-    if owner is None or name.endswith(SUFFIXES) or Path(owner[1]).exists():
-        raise UserError(f"{name}: no such file or folder (a data set of the Hugging Face Hub is written owner/name)")
-    from datasets import get_dataset_split_names, load_dataset
-
-    try:
-        splits = [] if "split" in settings else get_dataset_split_names(name, settings.get("config"))
-        split = _split(name, splits, settings)
-        found = load_dataset(name, settings.get("config"), split=split, streaming=True)
-    except UserError:
-        raise
-    except Exception as error:  # unknown name, no network, a loading script, …: the user needs the one line
-        raise UserError(f"{name}: no such file or folder here, and not readable from the Hugging Face Hub: {_first_line(error)}") from None
-    yield from _numbered(f"{name} ({split})", found)
-
-
-def _split(name: str, splits: list[str], settings: Mapping[str, str]) -> str:
-    """The asked-for split, else ``train``, else the only one."""
-    asked = settings.get("split")
-    if asked is not None and (not splits or asked in splits):
-        return asked
-    if asked is None and ("train" in splits or len(splits) == 1):
-        return "train" if "train" in splits else splits[0]
-    raise UserError(f"{name}: {'choose a' if asked is None else 'no such'} split; write {name}?split=NAME with one of {', '.join(splits)}")
-
-
-def _numbered(name: str, rows: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in enumerate(rows, start=1):
-        yield f"{name}: row {number}", row
 
 
 def _text(row: Mapping[str, Any], where: str, settings: Mapping[str, str]) -> Text | None:
@@ -259,7 +167,3 @@ def _named(text: Text, known: dict[str, str]) -> Text:
         name = f"{base}-{copy}"
     known[name] = text.where
     return Text(text.text, name, text.where, text.whole, text.messages, text.response, text.metadata)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

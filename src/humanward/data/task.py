@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,7 @@ TEXTS_AT_ONCE = 256
 """Texts that one call of the tokenizer takes; it works on them in parallel."""
 
 Mark = Annotated[str, Field(min_length=1)]
+Tokens = tuple[int, ...]
 
 
 class TaskConfig(Config):
@@ -212,6 +214,12 @@ class Task:
         """The text of tokens as they read in running text, leading space included."""
         return self._decode((*self._anchor, *tokens))[len(CONTEXTS[0]) if self._anchor else 0 :]
 
+    def checked_decode(self, tokens: Sequence[int]) -> str:
+        """``decode`` of tokens from outside; IndexError where one of them is not the tokenizer's."""
+        if max(tokens) >= len(self._ids):
+            raise IndexError(f"no token {max(tokens)}")
+        return self.decode(tokens)
+
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -222,29 +230,111 @@ class Task:
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """The tokens of a prompt's text, prefix and suffix being in it: the inverse of ``prompt_text``, up to how a text is divided."""
-        # careful: where a tokenizer puts a space before a text, one that has its own space was cut out of a longer text
-        inside = self.encode_continuation(text, special=True) if text[:1].isspace() else self._encode([text], special=True)[0]
-        return (*self._beginning, *inside)
+        return self._encode_prompts([text])[0]
 
     def tokenized(self, comparison: Comparison) -> Comparison:
         """The comparison with the tokens of its texts where it came without them, as labels from the files of others do."""
-        prompt, responses = comparison.prompt, comparison.responses
-        if prompt.tokens and all(response.tokens or not response.text for response in responses):
+        where = f"question {comparison.question_id}" if comparison.question_id else "a conversation"
+        return next(self.iter_tokenized([(where, comparison)]))
+
+    def iter_tokenized(self, comparisons: Iterable[tuple[str, Comparison]]) -> Iterator[Comparison]:
+        """``tokenized`` of each, many at a time; with each comes where it stands, for messages about it.
+
+        A conversation is written as the tokenizer's chat template writes it, with what the template puts behind an answer. Behind other
+        responses stands the end-of-text token where the task stops there: somebody's response ends where it ends.
+
+        Raises:
+            UserError: messages that this tokenizer has no template for, or whose answer changes how the template writes the prompt.
+        """
+        remaining = iter(comparisons)
+        while several := list(islice(remaining, TEXTS_AT_ONCE)):
+            yield from self._tokenized_block([self._templated(where, comparison) for where, comparison in several])
+
+    def _tokenized_block(self, several: Sequence[Comparison]) -> Iterator[Comparison]:
+        # careful: in what the template writes "<|im_end|>" is the token of that name, in other responses it is letters
+        prompts, responses = ({True: dict[str, Tokens](), False: dict[str, Tokens]()} for _ in range(2))
+        for c in several:
+            spoken = "messages" in c.prompt.metadata
+            responses[spoken].update(dict.fromkeys((r.text for r in c.responses if not r.tokens), ()))
+            prompts[spoken].update({} if c.prompt.tokens else {c.prompt.text: ()})
+        for spoken in (True, False):
+            texts = list(responses[spoken])
+            responses[spoken] = dict(zip(texts, self._encode_continuations(texts, special=spoken), strict=True))
+        whole, texts = list(prompts[True]), list(prompts[False])
+        prompts[True] = dict(zip(whole, map(self._shared, self._encode(whole, special=True)), strict=True))
+        prompts[False] = dict(zip(texts, self._encode_prompts(texts), strict=True))
+        end = (int(self.tokenizer.eos_token_id),) if self.config.stop_at_eos else ()  # pyright: ignore[reportArgumentType]
+        for c in several:
+            if c.prompt.tokens and all(r.tokens or not r.text for r in c.responses):
+                yield c
+                continue
+            spoken = "messages" in c.prompt.metadata
+            behind = () if spoken else end
+            made = tuple(r if r.tokens or not r.text else replace(r, tokens=responses[spoken][r.text] + behind) for r in c.responses)
+            prompt = c.prompt if c.prompt.tokens else replace(c.prompt, tokens=prompts[spoken][c.prompt.text])
+            yield replace(c, prompt=prompt, responses=made)
+
+    def _templated(self, where: str, comparison: Comparison) -> Comparison:
+        """A conversation without tokens as the text that the chat template makes of it; any other comparison as it is."""
+        messages = comparison.prompt.metadata.get("messages")
+        if not messages or all(response.tokens for response in comparison.responses):
             return comparison
-        made = tuple(r if r.tokens else replace(r, tokens=self.encode_continuation(r.text)) for r in responses)
-        return replace(
-            comparison, prompt=prompt if prompt.tokens else replace(prompt, tokens=self.encode_prompt(prompt.text)), responses=made
+        prompt = self.rendered(messages, where)
+        responses = tuple(
+            response if response.tokens else replace(response, text=self.rendered_answer(messages, prompt, response.text, where))
+            for response in comparison.responses
         )
+        written = comparison.prompt if comparison.prompt.tokens else replace(comparison.prompt, text=prompt)
+        return replace(comparison, prompt=written, responses=responses)
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]], where: str, *, answered: bool = False) -> str:
+        """The text that the tokenizer's chat template makes of messages, up to where the assistant begins, or ``answered``, as a whole."""
+        if self.tokenizer.chat_template is None:
+            raise UserError(f"{where}: messages need a chat template and this tokenizer has none; give `prompt` as a string")
+        try:
+            rows = [dict(message) for message in messages]
+            return str(self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=not answered))
+        except Exception as error:  # a template is a program and raises what it likes
+            raise UserError(f"{where}: the chat template does not accept these messages: {str(error).splitlines()[0]}") from None
+
+    def rendered_answer(self, messages: Sequence[Mapping[str, Any]], prompt: str, answer: str, where: str) -> str:
+        """What the template writes behind the prompt for an answer, with the end of the turn."""
+        whole = self.rendered([*messages, {"role": "assistant", "content": answer}], where, answered=True)
+        if not whole.startswith(prompt):
+            raise UserError(f"{where}: the chat template writes the prompt in another way once it is answered; give both as plain text")
+        return whole[len(prompt) :]
 
     def encode_continuation(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         """The tokens of a text that continues another one: without the space that some tokenizers put before the first word.
 
         With ``special``, ``<|endoftext|>`` and the like are read as the tokens of that name, not as letters.
         """
-        behind, alone = self._encode([CONTEXTS[0] + text, text], special=special)
+        return self._encode_continuations([text], special=special)[0]
+
+    def _encode_continuations(self, texts: Sequence[str], *, special: bool = False) -> list[tuple[int, ...]]:
+        behind = self._encode([CONTEXTS[0] + text for text in texts], special=special)
         length = len(self._anchor)
+        found = [self._shared(ids[length:]) for ids in behind]
         # Where the context melts into the first word ("a" + "nd"), there is no clean cut and the text alone has to do.
-        return tuple(behind[length:] if self._anchor and tuple(behind[:length]) == self._anchor else alone)
+        melted = [i for i, ids in enumerate(behind) if not self._anchor or tuple(ids[:length]) != self._anchor]
+        for i, ids in zip(melted, self._encode([texts[i] for i in melted], special=special), strict=True):
+            found[i] = self._shared(ids)
+        return found
+
+    def _encode_prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        # careful: where a tokenizer puts a space before a text, one that has its own space was cut out of a longer text
+        inside = [i for i, text in enumerate(texts) if text[:1].isspace()]
+        behind = dict(zip(inside, self._encode_continuations([texts[i] for i in inside], special=True), strict=True))
+        alone = iter(self._encode([text for i, text in enumerate(texts) if i not in behind], special=True))
+        return [(*self._beginning, *(behind[i] if i in behind else self._shared(next(alone)))) for i in range(len(texts))]
+
+    def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The same numbers, each the one object of its value: 8 bytes per token instead of 36, which counts in large data sets."""
+        return tuple(map(self._ids.__getitem__, ids))
+
+    @cached_property
+    def _ids(self) -> tuple[int, ...]:
+        return tuple(range(max(self.tokenizer.get_vocab().values(), default=-1) + 1))
 
     def _whole(self, text: Text, tokens: Sequence[int]) -> Prompt:
         if len(tokens) > self.config.prompt_length:
@@ -261,15 +351,9 @@ class Task:
         """A conversation as the text that the tokenizer's chat template makes of it; any other text as it is."""
         if not text.messages:
             return text
-        if self.tokenizer.chat_template is None:
-            raise UserError(f"{text.where}: messages need a chat template and this tokenizer has none; give `prompt` as a string")
         if text.messages[-1]["role"] == "assistant":
             raise UserError(f"{text.where}: the last message is the assistant's, so nothing is left to answer; end with the user's")
-        try:
-            rendered = self.tokenizer.apply_chat_template([dict(m) for m in text.messages], tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program and raises what it likes
-            raise UserError(f"{text.where}: the chat template does not accept these messages: {str(error).splitlines()[0]}") from None
-        return replace(text, text=str(rendered), whole=True)
+        return replace(text, text=self.rendered(text.messages, text.where), whole=True)
 
     def _fitted(self, text: str, tokens: list[int]) -> list[int]:
         """The tokens of a text, or of what ``prompt_cut_at`` leaves of one that is too long."""
@@ -315,7 +399,10 @@ class Task:
         if not texts:
             return []
         # verbose=False: long texts are cut here, not by the model, so the tokenizer's warning about their length would mislead
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=not special, verbose=False)["input_ids"]
+        return self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=not special, return_attention_mask=False, return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]  # fmt: skip
 
     def _mark_id(self, setting: str) -> int | None:
         """The id of a mark in running text; tokenizers that put a space before a text would hide it in isolation."""

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from humanward.errors import UserError
 from humanward.records import Comparison, Label, Question
+from humanward.records.answers import best_of_k_answer, is_number, pair_answer, ranking_answer, soft_answer
 
 MAX_RESPONSES = 9
 """As many as there are digit keys."""
 RATING_RANGE = (1, 9)
 DIFFERENCE_RANGE = (-4, 4)
 DISPUTED_RATINGS = 3
-TIE = "tie"
-
-
-def best_of_k_answer(answer: Any, k: int) -> int:
-    """The index of the best response."""
-    if not _is_whole(answer) or not 0 <= answer < k:
-        raise UserError(f"expected the index of a response, 0 to {k - 1}, found {answer!r}")
-    return answer
-
-
-def pair_answer(answer: Any, k: int) -> int | str:
-    """0, 1 or "tie"."""
-    if answer != TIE and (not _is_whole(answer) or not 0 <= answer < k):
-        raise UserError(f'expected 0, 1 or "{TIE}", found {answer!r}')
-    return answer
-
-
-def ranking_answer(answer: Any, k: int) -> list[int]:
-    """The rank of each response: 0 is best, equal ranks are ties. Stored dense: [2, 5, 5] becomes [0, 1, 1]."""
-    if not isinstance(answer, list) or len(answer) != k or not all(_is_whole(rank) and rank >= 0 for rank in answer):
-        raise UserError(f"expected a rank from 0 (best) for each of the {k} responses, found {answer!r}")
-    order = sorted(set(answer))
-    return [order.index(rank) for rank in answer]
 
 
 def rating_answer(answer: Any, k: int) -> float:
@@ -48,14 +25,6 @@ def rating_answer(answer: Any, k: int) -> float:
 def difference_answer(answer: Any, k: int) -> float:
     """How much better the first response is than the second; negative where the second is better."""
     return _number_between(answer, *DIFFERENCE_RANGE)
-
-
-def soft_answer(answer: Any, k: int) -> list[float]:
-    """The probability that each response is the best one; they sum to 1."""
-    valid = isinstance(answer, list) and len(answer) == k and all(_is_number(p) and 0 <= p <= 1 for p in answer)
-    if not valid or abs(math.fsum(answer) - 1) > 1e-6:
-        raise UserError(f"expected {k} probabilities that sum to 1, found {answer!r}")
-    return [float(p) for p in answer]
 
 
 def first_shown(answer: int | str, permutation: Sequence[int]) -> Any:
@@ -135,11 +104,6 @@ class LabelKind:
         except UserError as error:
             raise UserError(f"question {question.id}: answer of kind {self.name}: {error}") from None
 
-    def to_comparison(self, question: Question, label: Label) -> Comparison:
-        """What a loss reads. A tied pair becomes the distribution [0.5, 0.5]; every other target is the answer itself."""
-        target = [0.5, 0.5] if label.answer == TIE else label.answer
-        return Comparison(question.prompt, question.responses, self.name, target, 1.0, question.id, label.labeler)
-
 
 def kind_of(question: Question) -> LabelKind:
     """The kind of a question; UserError when there is none of that name."""
@@ -153,21 +117,13 @@ def to_comparisons(questions: Sequence[Question], labels: Sequence[Label]) -> li
     by_id = {question.id: question for question in questions}
     decided = {label.question_id for label in labels if label.adjudication}
     counting = (label for label in labels if label.adjudication or label.question_id not in decided)
-    return [kind_of(by_id[label.question_id]).to_comparison(by_id[label.question_id], label) for label in counting]
+    return [Comparison.of(by_id[label.question_id], label) for label in counting]
 
 
 def _number_between(answer: Any, least: float, most: float) -> float:
-    if not _is_number(answer) or not least <= answer <= most:
+    if not is_number(answer) or not least <= answer <= most:
         raise UserError(f"expected a number from {least} to {most}, found {answer!r}")
     return float(answer)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 KINDS: dict[str, LabelKind] = {

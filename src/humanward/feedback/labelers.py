@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from humanward.errors import UserError
-from humanward.feedback.kinds import DIFFERENCE_RANGE, RATING_RANGE, TIE
+from humanward.feedback.kinds import DIFFERENCE_RANGE, RATING_RANGE
 from humanward.feedback.scores import Score, score_responses
 from humanward.feedback.store import Answer, Assignment, Store
 from humanward.records import Label, Question, content_id
+from humanward.records.answers import TIE
 
 BATCH = 64
 """Questions leased, answered and recorded together."""

@@ -35,7 +35,8 @@ class Snapshot:
         contents = {key: canonical(question_content(question)) for key, question in by_id.items()}
 
         def content(label: Label) -> tuple[str, str, str]:
-            said = [label.kind, label.answer, *(["adjudication"] if label.adjudication else [])]
+            unusual = [*(["adjudication"] if label.adjudication else []), *([label.weight] if label.weight != 1 else [])]
+            said = [label.kind, label.answer, *unusual]
             return contents[label.question_id], label.labeler, canonical(said)
 
         ordered = sorted(labels, key=content)

@@ -12,7 +12,15 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -212,7 +220,12 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
 
 def context_length(model: PreTrainedModel) -> int:
     """Most tokens that prompt and response may have together."""
-    config = model.config.get_text_config()
+    return context_of(model.config)
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """The same, of a model that is not loaded."""
+    config = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)

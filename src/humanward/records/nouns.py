@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from humanward.errors import UserError
+from humanward.records.answers import TIE, is_number, is_whole
 from humanward.records.jsonl import content_id
 
 Split = Literal["train", "validation"]
@@ -131,12 +132,15 @@ class Label:
     """Version of the instructions that were shown."""
     adjudication: bool = False
     """Decides a question about which labels disagree: no other label of it trains anything."""
+    weight: float = 1.0
+    """How much it counts in training, > 0. Only files of others have other weights than 1."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "id": self.id, "question_id": self.question_id, "labeler": self.labeler, "kind": self.kind, "answer": self.answer,
             "permutation": list(self.permutation), "seconds": self.seconds, "confidence": self.confidence, "comment": self.comment,
             "time": self.time, "instructions": self.instructions, "adjudication": self.adjudication,
+            **({} if self.weight == 1.0 else {"weight": self.weight}),
         }  # fmt: skip
 
     @classmethod
@@ -145,7 +149,7 @@ class Label:
         made = cls(
             read.text("id"), read.text("question_id"), read.text("labeler"), read.text("kind"), read.take("answer"),
             read.tokens("permutation"), read.number("seconds"), read.number("confidence"), read.text("comment", ""), read.text("time", ""),
-            read.text("instructions", ""), read.flag("adjudication"),
+            read.text("instructions", ""), read.flag("adjudication"), read.weight("weight"),
         )  # fmt: skip
         read.finish()
         return made
@@ -169,6 +173,12 @@ class Comparison:
     question_id: str = ""
     labeler: str = ""
 
+    @classmethod
+    def of(cls, question: Question, label: Label) -> Self:
+        """What a label says. A tied pair becomes the distribution [0.5, 0.5]; every other target is the answer itself."""
+        target = [0.5, 0.5] if label.answer == TIE else int(label.answer) if isinstance(label.answer, bool) else label.answer
+        return cls(question.prompt, question.responses, question.kind, target, label.weight, question.id, label.labeler)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "prompt": self.prompt.to_json(), "responses": [r.to_json() for r in self.responses], "kind": self.kind, "target": self.target,
@@ -180,9 +190,8 @@ class Comparison:
         read = _Reader(obj, where)
         prompt = Prompt.from_json(read.take("prompt"), f"{where}: prompt")
         responses = tuple(Response.from_json(r, f"{where}: responses[{i}]") for i, r in enumerate(read.sequence("responses")))
-        weight = read.number("weight")
         made = cls(
-            prompt, responses, read.text("kind"), read.target("target"), 1.0 if weight is None else weight,
+            prompt, responses, read.text("kind"), read.target("target"), read.weight("weight"),
             read.text("question_id", ""), read.text("labeler", ""),
         )  # fmt: skip
         read.finish()
@@ -216,7 +225,7 @@ class _Reader:
 
     def whole(self, key: str, default: Any = _REQUIRED, *, least: int = 0) -> int:
         value = self.take(key, default)
-        return value if _is_whole(value) and value >= least else self._wrong(key, f"a whole number of at least {least}", value)
+        return value if is_whole(value) and value >= least else self._wrong(key, f"a whole number of at least {least}", value)
 
     def flag(self, key: str) -> bool:
         value = self.take(key, False)
@@ -224,7 +233,11 @@ class _Reader:
 
     def number(self, key: str) -> float | None:
         value = self.take(key, None)
-        return value if value is None or _is_number(value) else self._wrong(key, "a number", value)
+        return value if value is None or is_number(value) else self._wrong(key, "a number", value)
+
+    def weight(self, key: str) -> float:
+        value = self.number(key)
+        return 1.0 if value is None else value
 
     def one_of(self, key: str, choices: tuple[Any, ...]) -> Any:
         value = self.take(key, choices[0])
@@ -246,7 +259,7 @@ class _Reader:
 
     def target(self, key: str) -> Target:
         value = self.take(key)
-        if _is_number(value) or (isinstance(value, list) and all(map(_is_number, value))):
+        if is_number(value) or (isinstance(value, list) and all(map(is_number, value))):
             return value
         return self._wrong(key, "a number or a list of numbers", value)
 
@@ -259,14 +272,6 @@ _WHOLE_RESPONSE = {"text": str, "tokens": list, "source": str, "policy": str, "t
 
 def _are_tokens(values: list[Any] | tuple[Any, ...]) -> bool:
     return set(map(type, values)) <= {int} and min(values, default=0) >= 0  # no loop of ours: a store has many tokens
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and value - value == 0.0)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,6 @@ from humanward.data.batches import left_pad
 from humanward.data.given_labels import read_given, with_held_out
 from humanward.errors import UserError
 from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
-from humanward.feedback.kinds import kind_of
 from humanward.models import (
     TYPES,
     Policy,
@@ -194,12 +192,7 @@ class Context:
         given = read_given(self.config.labeler.removeprefix("labels:"), self.task, leave_out_long=settings.leave_out_long)
         if given.too_long:
             self.tell(f"{given.too_long} labels are left out: their prompt or a response is longer than the task allows")
-        kinds = {question.id: (kind_of(question), question) for question in given.questions}
-        for kind, question in kinds.values():
-            kind.check_question(question)
-        labels = [replace(label, answer=kinds[label.question_id][0].check_answer(kinds[label.question_id][1], label.answer))
-                  for label in given.labels]  # fmt: skip
-        return with_held_out(given.questions, settings.validation_share, self.seed("held-out labels")), labels
+        return with_held_out(given.questions, settings.validation_share, self.seed("held-out labels")), given.labels
 
     @cached_property
     def source_prompts(self) -> list[Prompt]:

@@ -16,11 +16,11 @@ from humanward.config import Config
 from humanward.data.batches import epoch_order
 from humanward.errors import UserError
 from humanward.feedback import ScoreLabeler, Store, answer_questions, load_score
-from humanward.feedback.kinds import TIE
 from humanward.maths.sequential import WinRateSequence, fixed_sample_size, stopping_reason
 from humanward.maths.statistics import wilson_interval
 from humanward.models import Policy, fingerprint
 from humanward.records import Prompt, Question, Response, read_jsonl, write_jsonl
+from humanward.records.answers import TIE
 from humanward.records.nouns import question_id
 from humanward.rounds import people
 from humanward.rounds.context import Context, weights_hash

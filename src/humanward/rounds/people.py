@@ -137,14 +137,17 @@ def gold_questions(context: Context) -> list[tuple[Question, Any]]:
     settings = context.config.labels
     if settings.gold is None:
         return []
-    from humanward.data.label_files import read_labels
+    from humanward.data.given_labels import read_given
 
-    questions, labels = read_labels(settings.gold, context.task)
+    given = read_given(settings.gold, context.task)
+    questions, labels = given.questions, given.labels
     known: dict[str, Any] = {}
     for label in labels:
         if known.setdefault(label.question_id, label.answer) != label.answer:
             raise UserError(f"labels.gold: {settings.gold}: two different known answers to one question; keep the right one")
     for question in questions:
+        if question.kind != settings.kind and {question.kind, settings.kind} != {"pair", "best_of_k"}:
+            raise UserError(f"labels.gold: {settings.gold}: known answers of kind {question.kind}, but labels.kind is {settings.kind}")
         if len(question.responses) != settings.responses_per_question:
             raise UserError(
                 f"labels.gold: {settings.gold}: a question has {len(question.responses)} responses, the run's own have "

@@ -77,7 +77,7 @@ def by_question(snapshot: Snapshot) -> list[list[Comparison]]:
     """The labels of each question that some response is better in; a question is held out or trained on as a whole."""
     found: dict[str, list[Comparison]] = {}
     for comparison in snapshot.comparisons():
-        if comparison.kind == "rating" or len(best_responses(comparison)) < len(comparison.responses):
+        if comparison.kind in ("rating", "binary") or len(best_responses(comparison)) < len(comparison.responses):
             found.setdefault(comparison.question_id, []).append(comparison)
     return list(found.values())
 

@@ -280,11 +280,11 @@ def supervise_on_chosen(context: Context, stage: str, settings: SFTConfig, label
 
 
 def chosen_responses(labels: Sequence[Comparison]) -> list[tuple[Prompt, Response]]:
-    """What the labels put first, with its prompt; of ratings, what lies above their mean."""
-    if labels[0].kind == "rating":
+    """What the labels put first, with its prompt; of ratings, what lies above their mean; of what was liked or not, what was liked."""
+    if labels[0].kind in ("rating", "binary"):
         ratings = [float(c.target) for c in labels]  # pyright: ignore[reportArgumentType]
-        mean = sum(ratings) / len(ratings)
-        return [(c.prompt, c.responses[0]) for c, rating in zip(labels, ratings, strict=True) if rating > mean]
+        middle = sum(ratings) / len(ratings) if labels[0].kind == "rating" else 0.5
+        return [(c.prompt, c.responses[0]) for c, rating in zip(labels, ratings, strict=True) if rating > middle]
     return [(c.prompt, c.responses[best[0]]) for c in labels if len(best := best_responses(c)) == 1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from humanward.data.formats.outside import chosen, prompt_column, ranks, response_columns
@@ -19,7 +19,7 @@ def is_flat(names: Any) -> bool:
     return any(str(name).endswith(".responses") for name in names)
 
 
-def read(row: Row) -> Iterator[Labeled]:
+def read(row: Row) -> Labeled:
     """The question of a record, with a label for each submitted answer to its one ranking or choice."""
     fields, answers = _parts(row)
     submitted = {name: [one for one in given if one.get("status") in (None, "submitted")] for name, given in answers.items()}
@@ -46,7 +46,7 @@ def read(row: Row) -> Iterator[Labeled]:
     comments = {str(one.get("user_id")): str(one["value"]) for name, given in submitted.items() if name not in questions for one in given}
     kind = "ranking" if ranked else "pair" if len(names) == 2 else "best_of_k"
     labels = tuple(_label(kind, value, names, one, comments, f"{row.where}: `{name}`") for name, _, value, one in found)
-    yield Labeled(row.where, asked(written(fields[prompt], f"{row.where}: `{prompt}`"), responses, kind), labels)
+    return Labeled(row.where, asked(written(fields[prompt], f"{row.where}: `{prompt}`"), responses, kind), labels)
 
 
 def _label(kind: str, value: Any, names: list[str], one: Mapping[str, Any], comments: Mapping[str, str], where: str) -> Label:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from humanward.data.formats.outside import chosen, prompt_column, ranks, response_columns
-from humanward.data.formats.rows import Labeled, Row, asked, is_whole, said, short, written
+from humanward.data.formats.rows import Labeled, Row, asked, said, short, written
 from humanward.errors import UserError
 from humanward.records import Label, content_id
+from humanward.records.answers import is_whole
 
 COLUMNS = ("data", "annotations")
 TYPES = ("pairwise", "ranker", "choices")
 ITEM_TEXTS = ("body", "text", "html", "content", "title")
 
 
-def read(row: Row) -> Iterator[Labeled]:
+def read(row: Row) -> Labeled:
     """The question of a task, with a label for each annotation that was not cancelled."""
     data, annotations = row.take("data"), row.take("annotations")
     if not isinstance(data, Mapping):
@@ -32,7 +33,7 @@ def read(row: Row) -> Iterator[Labeled]:
         raise UserError(f"{row.where}: annotations of different kinds ({', '.join(sorted(kinds))}) of one task; export them one by one")
     name = prompt_column(data, row.where, columns)
     prompt = written(data[name], f"{row.where}: `data.{name}`")
-    yield Labeled(row.where, asked(prompt, responses, kinds.pop()), tuple(label for *_, label in found))
+    return Labeled(row.where, asked(prompt, responses, kinds.pop()), tuple(label for *_, label in found))
 
 
 def _label(row: Row, data: Mapping[str, Any], annotation: Mapping[str, Any], where: str) -> tuple[list[str], list[str], Label]:

@@ -1,119 +1,167 @@
-"""Reading labels from a file of any known format: found by its first bytes and its columns, streamed, every fault with its line."""
+"""Reading labels of any known format: found by the first bytes and the columns, streamed, every fault with its line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from humanward.data.formats import argilla, label_studio, pairs, stiennon2020, table, unpaired, ziegler2019
+from humanward.data.formats import (
+    argilla,
+    best_of_k,
+    label_studio,
+    pairs,
+    ranking,
+    scores,
+    shp,
+    soft,
+    stiennon2020,
+    summeval,
+    table,
+    ultrafeedback,
+    unpaired,
+    views,
+    ziegler2019,
+)
 from humanward.data.formats.csv_text import read_csv
 from humanward.data.formats.rows import Labeled, Row
+from humanward.data.locations import HUB_SETTINGS, Location, Rows, parquet_rows
 from humanward.errors import UserError
 from humanward.records.files import Faults, InputFile, Limits
 
-Reader = Callable[[Row], Iterator[Labeled]]
-
-READERS: dict[str, tuple[str, tuple[tuple[str, ...], ...], Reader]] = {
-    "table": ("a row per label: prompt, responses, kind, answer", (table.COLUMNS, table.BEST_COLUMNS), table.read),
-    "pairs": ("prompt, chosen, rejected", (pairs.COLUMNS,), pairs.read),
-    "unpaired": ("prompt, completion, label", (unpaired.COLUMNS,), unpaired.read),
-    "ziegler2019": ("query, sample0 … and best of lm-human-preferences", (ziegler2019.COLUMNS,), ziegler2019.read),
-    "stiennon2020": ("info, summaries, choice of summarize-from-feedback", (stiennon2020.COLUMNS,), stiennon2020.read),
-    "label_studio": ("Label Studio's JSON export", (label_studio.COLUMNS,), label_studio.read),
-    "argilla": ("Argilla 2 records, nested or flat", (argilla.COLUMNS,), argilla.read),
-}
-"""name -> (what it is, sets of columns that tell it, its reader). The first whose columns are all there is taken."""
-
+SETTINGS = ("format", "kind", "faulty", *HUB_SETTINGS)
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 _PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format that labels are read from."""
+
+    what: str
+    columns: tuple[tuple[str, ...], ...]
+    """Sets of columns that tell it."""
+    read: Callable[[Row], Labeled]
+
+    def columns_in(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The columns of this row that tell the format; none where it is another one."""
+        return next((wanted for wanted in self.columns if all(column in values for column in wanted)), ())
+
+
+READERS: dict[str, Reader] = {
+    "table": Reader("a row per label: prompt, responses, kind, answer", (table.COLUMNS,), table.read),
+    "best_of_k": Reader("which of K responses is best", (best_of_k.COLUMNS,), best_of_k.read),
+    "ranking": Reader("the ranks of K responses", (ranking.COLUMNS,), ranking.read),
+    "soft": Reader("how likely each of K responses is the best one", (soft.COLUMNS,), soft.read),
+    "scores": Reader("a score for each of K responses", (scores.COLUMNS,), scores.read),
+    "pairs": Reader("a chosen and a rejected response, or two whole dialogues", (pairs.COLUMNS,), pairs.read),
+    "rating": Reader("the rating of one response", (scores.RATING_COLUMNS,), scores.read_rating),
+    "unpaired": Reader("one response, and whether it was liked", (unpaired.COLUMNS,), unpaired.read),
+    "ultrafeedback": Reader(
+        "UltraFeedback, scored, or Argilla's pairs of it", (ultrafeedback.COLUMNS, ultrafeedback.PAIR_COLUMNS), ultrafeedback.read
+    ),
+    "shp": Reader("Stanford Human Preferences", (shp.COLUMNS,), shp.read),
+    "summeval": Reader("pairs of summaries by experts' scores (SummEval)", (summeval.COLUMNS,), summeval.read),
+    "ziegler2019": Reader("the label files of lm-human-preferences", (ziegler2019.COLUMNS,), ziegler2019.read),
+    "stiennon2020": Reader("the comparisons of summarize-from-feedback", (stiennon2020.COLUMNS,), stiennon2020.read),
+    "label_studio": Reader("Label Studio's JSON export", (label_studio.COLUMNS,), label_studio.read),
+    "argilla": Reader("Argilla 2 records, nested or flat", (argilla.COLUMNS,), argilla.read),
+}
+"""The first whose columns are all there is taken."""
 
 
 @dataclass
 class LabelFile:
-    """A file of labels.
+    """The labels of a file, a folder or a data set.
 
     Args:
-        path: the file.
-        format: a name of ``READERS``; None: by the columns of the first row.
+        source: ``PLACE`` or ``PLACE?format=…&kind=…&faulty=skip&split=…&config=…``. ``kind`` reads the labels as another kind, where they
+            have a meaning as one; ``faulty=skip`` leaves rows with a fault out.
+        format: a name of ``READERS``; None: what the source says, else by the columns of the first row.
         decode: the text of token ids, for files of the 2019 form.
     """
 
-    path: Path
+    source: Path | str
     format: str | None = None
     decode: ziegler2019.Decode | None = None
     limits: Limits = field(default_factory=Limits)
     faults: Faults = field(default_factory=Faults)
+    rows_read: int = field(default=0, init=False)
+    why: str = field(default="", init=False)
+    """How the format was found."""
+
+    def __post_init__(self) -> None:
+        self.location = Location.parse(self.source, SETTINGS)
+        settings = self.location.settings
+        self.format = self.format or settings.get("format")
+        self.kind = settings.get("kind")
+        if self.kind is not None and self.kind not in views.KINDS:
+            raise UserError(f"{self.source}: kind={self.kind}: there are {', '.join(views.KINDS)}")
+        if settings.get("faulty", "skip") != "skip":
+            raise UserError(f"{self.source}: faulty={settings['faulty']}: there is skip, which leaves rows with a fault out")
+        self.skipped = Faults(shown=0) if "faulty" in settings else None
+        """The faults of rows that are left out."""
 
     def labeled(self) -> Iterator[Labeled]:
         """The questions and labels of all rows without a fault, in the order of the file. The faults are in ``faults``."""
         reader = None
-        number = 0
+        row_faults = self.faults if self.skipped is None else self.skipped
         try:
             for where, values in self.rows():
-                number += 1
+                self.rows_read += 1
                 if reader is None:
                     reader = self._reader(values, where)
-                with self.faults.noted():
-                    yield from reader(Row(where, values))
+                with row_faults.noted():
+                    found = reader(Row(where, values))
+                    yield from views.as_kind(found, self.kind) if self.kind else (found,)
         except UserError as error:
             self.faults.add(str(error))
-        if not number and not self.faults.count:
-            self.faults.add(f"{self.path}: no labels in it")
+        if not self.rows_read and not self.faults.count:
+            self.faults.add(f"{self.location.place}: no labels in it")
 
-    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(self) -> Rows:
         """(where, columns) of every row. A row with a fault is left out; UserError for a fault that ends the reading."""
-        file = InputFile(self.path, self.faults, self.limits)
+        return self.location.rows(self._file_rows, SUFFIXES)
+
+    def _file_rows(self, path: Path) -> Rows:
+        file = InputFile(path, self.faults if self.skipped is None else self.skipped, self.limits)
         head = file.head()
         start = head.lstrip()[:1]
         if head.startswith(_PARQUET):
-            return _parquet_rows(self.path, self.limits)
+            return parquet_rows(path, self.limits)
         if start == b"[":
             return file.elements()
-        return file.objects() if start == b"{" or not _is_csv(self.path, head) else read_csv(file)
+        return file.objects() if start == b"{" or not _is_csv(path, head) else read_csv(file)
 
-    def _reader(self, values: dict[str, Any], where: str) -> Reader:
-        name = self.format or found_format(values, where)
+    def _reader(self, values: dict[str, Any], where: str) -> Callable[[Row], Labeled]:
+        asked = self.format
+        name = asked or found_format(values, where)
         if name not in READERS:
-            raise UserError(f"{self.path}: unknown format {name!r}; there are {', '.join(READERS)}")
+            raise UserError(f"{self.location.place}: unknown format {name!r}; there are {', '.join(READERS)}")
         self.format = name
-        return ziegler2019.reader(self.decode) if name == "ziegler2019" else READERS[name][2]
+        columns = READERS[name].columns_in(values) or tuple(column for column in values if column.endswith(".responses"))
+        self.why = "asked for" if asked else f"the first row has {', '.join(f'`{column}`' for column in columns)}"
+        return ziegler2019.reader(self.decode) if name == "ziegler2019" else READERS[name].read
 
 
-def found_format(values: dict[str, Any], where: str) -> str:
+def found_format(values: Mapping[str, Any], where: str) -> str:
     """The format that has these columns; UserError that names all formats where there is none."""
     if argilla.is_flat(values):
         return "argilla"
-    for name, (_, columns, _) in READERS.items():
-        if any(all(column in values for column in wanted) for wanted in columns):
+    for name, reader in READERS.items():
+        if reader.columns_in(values):
             return name
     if "annotation_id" in values:
         raise UserError(f"{where}: a JSON-MIN or CSV export of Label Studio; export as JSON, which says who labelled what")
     if "summary" in values and "info" in values:
         raise UserError(f"{where}: ratings of one summary on several axes; only comparisons of summarize-from-feedback are read")
-    known = "; ".join(f"{name}: {', '.join(columns[0])}" for name, (_, columns, _) in READERS.items())
-    raise UserError(f"{where}: the columns {', '.join(list(values)[:8]) or '(none)'} are of no known format ({known})")
+    if isinstance(values.get("samples"), Mapping):
+        raise UserError(f"{where}: `samples` of several models, and nothing that says which is better; label them first")
+    columns = ", ".join(f"`{column}`" for column in list(values)[:8]) or "(none)"
+    raise UserError(f"{where}: the columns {columns} are of no known format; there are {', '.join(READERS)}: see docs/data.md")
 
 
 def _is_csv(path: Path, head: bytes) -> bool:
     name = path.name.lower().removesuffix(".gz")
     return name.endswith((".csv", ".tsv")) or (not name.endswith((".json", ".jsonl")) and b"," in head.split(b"\n", 1)[0])
-
-
-def _parquet_rows(path: Path, limits: Limits) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            groups = [file.metadata.row_group(index).total_byte_size for index in range(file.metadata.num_row_groups)]
-            if sum(groups) > limits.unpacked:
-                raise UserError(f"{path}: more than {limits.unpacked >> 20} MiB; divide the file and import the parts")
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: row {number + 1}: not a readable Parquet file: {reason}") from None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from humanward.errors import UserError
-from humanward.records import Label, Prompt, Question, Response
+from humanward.records import Label, Prompt, Question, Response, content_id, question_id
+from humanward.records.answers import is_number, is_whole
 from humanward.records.nouns import Split
 
 
@@ -51,6 +52,32 @@ class Row:
         """A text that is not blank."""
         return written(self.take(key), f"{self.where}: `{key}`")
 
+    def filled_list(self, key: str, least: int) -> list[str]:
+        """At least so many texts that are not blank."""
+        texts = self.sequence(key, "a list of texts")
+        if len(texts) < least:
+            raise UserError(f"{self.where}: `{key}`: {len(texts)} response, but at least {least} are needed to compare")
+        return [written(text, f"{self.where}: `{key}[{k}]`") for k, text in enumerate(texts)]
+
+    def sequence(self, key: str, expected: str = "a list") -> list[Any]:
+        """A list; a cell of a CSV file may spell it as JSON."""
+        value = spelled_list(self.take(key))
+        return value if isinstance(value, list) else self._wrong(key, expected, value)
+
+    def answer(self, key: str, parse: Callable[[Any, int], Any], count: int) -> Any:
+        """An answer about ``count`` responses, by a function of ``records.answers``."""
+        try:
+            return parse(spelled_list(numeric(self.take(key))), count)
+        except UserError as error:
+            raise UserError(f"{self.where}: `{key}`: {clipped(str(error))}") from None
+
+    def weight(self) -> float:
+        """The column ``weight``; 1 where there is none."""
+        value = self.number("weight")
+        if value == 0:
+            raise UserError(f"{self.where}: `weight` is 0: such a row trains nothing; delete it")
+        return 1.0 if value is None else float(value)
+
     def text(self, key: str, default: str = "") -> str:
         """A text that may be absent or empty."""
         value = self.values.get(key)
@@ -76,6 +103,11 @@ class Row:
         value = numeric(self.values[key])
         span = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
         return value if is_number(value) and least <= value <= most else self._wrong(key, f"a number {span}", value)
+
+    def score(self, key: str) -> float:
+        """A number of any size that must be there."""
+        value = numeric(self.take(key))
+        return float(value) if is_number(value) else self._wrong(key, "a number", value)
 
     def time(self, key: str) -> str:
         """A time as UTC in ISO 8601 with milliseconds; empty where there is none."""
@@ -118,9 +150,34 @@ def asked(
     return Question(id, Prompt("", prompt, (), dict(metadata or {})), tuple(made), kind, round, split)
 
 
+def marked(row: Row, names: Sequence[str] = ("labeler", "time", "weight")) -> dict[str, Any]:
+    """What a row says of its label in columns of these names."""
+    return {name: _MARKS[name](row) for name in names if row.has(name)}
+
+
 def said(kind: str, answer: Any, **fields: Any) -> Label:
     """A label of which the file tells the answer and, at most, the given fields."""
     return Label(fields.pop("id", ""), "", fields.pop("labeler", ""), kind, answer, **fields)
+
+
+def named(question: Question) -> Question:
+    """The question with ids, by its content where the file gave none: labels of one question are then known to be that."""
+    prompt = question.prompt
+    if not prompt.id:
+        prompt = replace(prompt, id=content_id("prompt", prompt.text, prompt.tokens))
+    name = question.id or question_id(prompt, question.responses, kind=question.kind, round=question.round)
+    return replace(question, id=name, prompt=prompt)
+
+
+_MARKS: dict[str, Callable[[Row], Any]] = {
+    "labeler": lambda row: row.name("labeler"),
+    "time": lambda row: row.time("time"),
+    "weight": lambda row: row.weight(),
+    "seconds": lambda row: row.number("seconds"),
+    "confidence": lambda row: row.number("confidence", 0, 1),
+    "comment": lambda row: row.text("comment"),
+}
+MARKS = tuple(_MARKS)
 
 
 def utc(text: str) -> str:
@@ -140,14 +197,20 @@ def numeric(value: Any) -> Any:
         return value
 
 
-def is_whole(value: Any) -> bool:
-    """Whether it is an int; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def spelled_list(value: Any) -> Any:
+    """The list that a cell of a CSV file spells as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    try:
+        found = json.loads(value, parse_constant=lambda word: word)
+    except (ValueError, RecursionError):
+        return value
+    return found
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite int or float."""
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+def clipped(text: str, most: int = 200) -> str:
+    """A message that is not long, whatever value it quotes."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def short(value: Any) -> str:

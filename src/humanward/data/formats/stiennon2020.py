@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from humanward.data.formats import views
-from humanward.data.formats.rows import Labeled, Row, asked, is_whole, said, short, written
+from humanward.data.formats.rows import Labeled, Row, asked, said, short, written
 from humanward.errors import UserError
 from humanward.records import Label, Question
+from humanward.records.answers import is_whole
 
 COLUMNS = ("info", "summaries", "choice")
 SPLITS = {"train": "train", "valid1": "validation", "valid2": "validation"}
@@ -16,7 +17,7 @@ MIDDLE = 5
 """The scale of confidence: 1 the first is surely better, 9 the second, 5 undecided (Stiennon et al. 2020, the labelling page)."""
 
 
-def read(row: Row) -> Iterator[Labeled]:
+def read(row: Row) -> Labeled:
     """A question of kind ``pair``; the info is kept as the prompt's metadata."""
     info, summaries = row.take("info"), row.take("summaries")
     if not isinstance(info, Mapping):
@@ -32,7 +33,7 @@ def read(row: Row) -> Iterator[Labeled]:
     known = {str(key): value for key, value in info.items() if value is not None}
     question = asked(_prompt(row, info), texts, "pair", split=SPLITS[split], sources=policies, metadata=known)  # type: ignore[arg-type]
     notes = [str(summary["note"]) for summary in summaries if summary.get("note")]
-    yield Labeled(
+    return Labeled(
         row.where, question,
         (said("pair", choice, labeler=row.name("worker"), confidence=_confidence(row), comment="\n".join(notes)),),
     )  # fmt: skip

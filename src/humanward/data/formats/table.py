@@ -1,41 +1,64 @@
-"""Our own labels as a table, a row per label: for spreadsheets (CSV) and data frames (Parquet). Exact but for tokens and metadata.
-
-A file of ``prompt``, ``responses``, ``best`` is the same table with most columns left out.
-"""
+"""Labels of any kind as a table, a row per label: for spreadsheets (CSV) and data frames (Parquet). Exact but for tokens and metadata."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from humanward.data.formats.rows import Labeled, Row, asked, is_number, is_whole, numeric, said, short, written
+from humanward.data.formats.ranking import dense_ranks
+from humanward.data.formats.rows import Labeled, Row, asked, clipped, numeric, said, short, written
 from humanward.errors import UserError
-from humanward.records import Label, Question
+from humanward.records import Label, Question, answers
+from humanward.records.answers import is_number, is_whole
 
 COLUMNS = ("prompt", "answer")
-BEST_COLUMNS = ("prompt", "responses", "best")
+WRITTEN = {
+    "time": "text", "labeler": "text", "round": "whole", "split": "text", "kind": "text", "prompt": "text", "responses": "texts",
+    "answer": "text", "seconds": "number", "confidence": "number", "comment": "text", "adjudication": "flag", "instructions": "text",
+    "permutation": "wholes", "question_id": "text", "event_id": "text", "weight": "number",
+}  # fmt: skip
 MAX_RESPONSES = 9
-LIST_KINDS = ("ranking", "soft")
+"""Of a CSV file."""
+LIST_KINDS = ("ranking", "soft", "scores")
+Parse = Callable[[Any, int], Any]
+KINDS: dict[str, tuple[int, int, Parse]] = {
+    "best_of_k": (2, 0, answers.best_of_k_answer), "pair": (2, 2, answers.pair_answer), "ranking": (2, 0, partial(dense_ranks, first=0)),
+    "soft": (2, 0, answers.soft_answer), "scores": (2, 0, answers.scores_answer), "difference": (2, 2, answers.number_answer),
+    "rating": (1, 1, answers.number_answer), "binary": (1, 1, answers.binary_answer),
+}  # fmt: skip
+"""kind -> (least and most responses, 0 for any number; what an answer is)."""
 
 
-def read(row: Row) -> Iterator[Labeled]:
+def read(row: Row) -> Labeled:
     """One question and one label of any kind."""
     responses = _responses(row)
     if not responses:
         raise UserError(f"{row.where}: no responses: expected `responses`, a list of texts, or `response_1`, `response_2`, …")
-    kind = row.text("kind") or ("best_of_k" if "best" in row.values else "")
+    kind = row.text("kind")
     if not kind:
         raise UserError(f"{row.where}: `kind` is missing: say what kind of label `answer` is")
-    answer = _answer(row, kind)
+    if kind not in KINDS:
+        raise UserError(f"{row.where}: `kind`: expected one of {', '.join(KINDS)}, found {short(kind)}")
+    least, most, parse = KINDS[kind]
+    if len(responses) < least or (most and len(responses) > most):
+        needed = f"at least {least}" if not most else str(least)
+        raise UserError(f"{row.where}: `responses`: {kind} needs {needed} responses, found {len(responses)}")
+    given = _answer(row, kind)
+    try:
+        answer = parse(given, len(responses))
+    except UserError as error:
+        raise UserError(f"{row.where}: `answer`: {clipped(str(error))}") from None
     number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
     question = asked(row.filled("prompt"), responses, kind, id=row.name("question_id"), round=number, split=row.split())
     label = said(
         kind, answer, id=row.name("event_id"), labeler=row.name("labeler"), permutation=_permutation(row, len(responses)),
         seconds=row.number("seconds"), confidence=row.number("confidence", 0, 1), comment=row.text("comment"), time=row.time("time"),
         instructions=row.text("instructions"), adjudication=str(row.values.get("adjudication") or "").lower() == "true",
+        weight=row.weight(),
     )  # fmt: skip
-    yield Labeled(row.where, question, (label,))
+    return Labeled(row.where, question, (label,))
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
@@ -63,6 +86,7 @@ def _plain(question: Question, label: Label) -> dict[str, Any]:
         "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
         "prompt": question.prompt.text, "seconds": label.seconds, "confidence": label.confidence, "comment": label.comment,
         "adjudication": label.adjudication, "instructions": label.instructions, "question_id": question.id, "event_id": label.id,
+        **({} if label.weight == 1 else {"weight": label.weight}),
     }  # fmt: skip
 
 
@@ -70,24 +94,15 @@ def header(most: int) -> list[str]:
     """The columns of a CSV file for questions of at most ``most`` responses."""
     responses = [f"response_{number}" for number in range(1, most + 1)]
     before = ["time", "labeler", "round", "split", "kind", "prompt"]
-    return [
-        *before,
-        *responses,
-        "answer",
-        "seconds",
-        "confidence",
-        "comment",
-        "adjudication",
-        "instructions",
-        "permutation",
-        "question_id",
-        "event_id",
-    ]
+    behind = ["answer", "seconds", "confidence", "comment", "adjudication", "instructions", "permutation", "question_id", "event_id"]
+    return [*before, *responses, *behind]
 
 
 def _spelled(kind: str, answer: Any) -> Any:
     if isinstance(answer, list):
         return " ".join(str(value + 1 if kind == "ranking" else value) for value in answer)
+    if isinstance(answer, bool):
+        return str(answer).lower()
     return answer + 1 if kind in ("best_of_k", "pair") and answer != "tie" else answer
 
 
@@ -104,8 +119,6 @@ def _responses(row: Row) -> list[str]:
 
 
 def _answer(row: Row, kind: str) -> Any:
-    if "answer" not in row.values and "best" in row.values:
-        return row.whole("best", 0, MAX_RESPONSES - 1)
     value = row.take("answer")
     if "responses" in row.values:  # JSON or Parquet: the answer as it is stored
         return _parsed(row, value) if isinstance(value, str) and value != "tie" else value
@@ -114,7 +127,7 @@ def _answer(row: Row, kind: str) -> Any:
     if kind in LIST_KINDS:
         numbers = [numeric(word) for word in value.split()]
         if not all(is_whole(n) if kind == "ranking" else is_number(n) for n in numbers):
-            raise row.fault("answer", "a rank from 1 for each response" if kind == "ranking" else "a probability for each response", value)
+            raise row.fault("answer", "a rank from 1 for each response" if kind == "ranking" else "a number for each response", value)
         return [n - 1 for n in numbers] if kind == "ranking" else numbers
     number = numeric(value)
     return number - 1 if kind in ("best_of_k", "pair") and is_whole(number) else number

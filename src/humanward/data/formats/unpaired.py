@@ -1,31 +1,44 @@
-"""``prompt``, ``completion``, ``label``: single responses that were found good (true) or not (false), as KTO trains on."""
+"""``prompt``, ``completion``, ``label``: single responses that were liked (true) or not (false), as KTO trains on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from humanward.data.formats import views
-from humanward.data.formats.rows import Labeled, Row, asked, said
+from humanward.data.formats import conversation, views
+from humanward.data.formats.pairs import ABOUT
+from humanward.data.formats.rows import Labeled, Row, asked, marked, said
 from humanward.errors import UserError
 from humanward.records import Label, Question
 
 COLUMNS = ("prompt", "label")
 RESPONSES = ("completion", "response")
-GOOD, BAD = 9.0, 1.0
-"""The ratings that true and false become: the ends of the scale."""
+WRITTEN = {"prompt": "text", "completion": "text", "label": "flag", "weight": "number", **ABOUT}
+_WORDS = {"true": True, "false": False}
 
 
-def read(row: Row) -> Iterator[Labeled]:
-    """A question of kind ``rating`` with one response."""
+def read(row: Row) -> Labeled:
+    """A question of kind ``binary`` with one response."""
+    good = _WORDS.get(str(row.take("label")).lower())
+    if good is None:
+        raise row.fault("label", "true or false", row.values["label"])
+    prompt, response, metadata = answered(row)
+    question = asked(prompt, [response], "binary", split=row.split(), metadata=metadata)
+    return Labeled(row.where, question, (said("binary", good, **marked(row)),))
+
+
+def answered(row: Row) -> tuple[str, str, dict[str, Any]]:
+    """(prompt, response, metadata) of a row with one response; texts, or lists of messages."""
     name = next((name for name in RESPONSES if name in row.values), None)
     if name is None:
         raise UserError(f"{row.where}: neither `completion` nor `response`; the row has {', '.join(f'`{key}`' for key in row.values)}")
-    good = {"true": True, "false": False}.get(str(row.take("label")).lower())
-    if good is None:
-        raise row.fault("label", "true or false", row.values["label"])
-    question = asked(row.filled("prompt"), [row.filled(name)], "rating", split=row.split())
-    yield Labeled(row.where, question, (said("rating", GOOD if good else BAD, labeler=row.name("labeler"), time=row.time("time")),))
+    if not isinstance(row.take("prompt"), list):
+        return row.filled("prompt"), row.filled(name), {}
+    prompt = conversation.prompt_of(conversation.read_messages(row.values["prompt"], f"{row.where}: `prompt`"), f"{row.where}: `prompt`")
+    response = row.values[name]
+    if isinstance(response, list):
+        what = f"{row.where}: `{name}`"
+        return conversation.as_text(prompt), conversation.answer_of(conversation.read_messages(response, what), what), {"messages": prompt}
+    return conversation.as_text(prompt), row.filled(name), {"messages": prompt}
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
@@ -35,5 +48,6 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
         text = question.responses[index].text
         found[text] = found.get(text, False) or good
     about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
-    rows = [{"prompt": question.prompt.text, "completion": text, "label": good, **about} for text, good in found.items()]
+    weight = {} if label.weight == 1 else {"weight": label.weight}
+    rows = [{"prompt": question.prompt.text, "completion": text, "label": good, **weight, **about} for text, good in found.items()]
     return rows, int(not rows)

@@ -7,7 +7,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from humanward.data.formats import pairs, stiennon2020, table, unpaired, ziegler2019
+from humanward.data.formats import (
+    best_of_k,
+    pairs,
+    ranking,
+    scores,
+    shp,
+    soft,
+    stiennon2020,
+    table,
+    transcripts,
+    ultrafeedback,
+    unpaired,
+    views,
+    ziegler2019,
+)
 from humanward.data.formats.csv_text import CsvWriter
 from humanward.errors import UserError
 from humanward.records import Label, Question
@@ -25,21 +39,62 @@ class Writer:
     """(question, label) -> (its rows, how many parts of it the format has no word for)."""
     left_out: str
     """What those parts are, in the plural."""
-    columns: tuple[str, ...]
-    """Of CSV."""
-    containers: tuple[str, ...] = ("jsonl", "parquet", "csv")
+    kinds: tuple[str, ...]
+    """Kinds of label that it holds without losing what they say. A choice of one among K may become several rows."""
+    columns: Mapping[str, str]
+    """Column -> its type: text, number, whole, flag, texts, numbers, wholes or messages."""
+    containers: tuple[str, ...] = ("jsonl", "json", "parquet", "csv")
+
+    def holds(self, question: Question, label: Label) -> bool:
+        """Whether all that the label says can be written."""
+        if label.kind not in self.kinds:
+            return False
+        rows, left_out = self.rows(question, label)
+        return bool(rows) and not left_out
 
 
-_ABOUT = ("labeler", "question_id", "split")
+_CHOICE = ("best_of_k", "pair")
+_COMPARED = (*_CHOICE, "ranking", "difference", "scores")
+_NO_CSV = ("jsonl", "json", "parquet")
 WRITERS: dict[str, Writer] = {
-    "table": Writer("every label as a row", table.write, "", ()),
-    "pairs": Writer("prompt, chosen, rejected", pairs.write, "tied pairs", ("prompt", "chosen", "rejected", *_ABOUT)),
-    "unpaired": Writer(
-        "prompt, completion, label", unpaired.write, "labels without a good or bad response", ("prompt", "completion", "label", *_ABOUT)
+    "table": Writer("every label as a row", table.write, "", views.KINDS, table.WRITTEN),
+    "pairs": Writer("prompt, chosen, rejected", pairs.write, "tied pairs", _COMPARED, pairs.WRITTEN),
+    "transcripts": Writer(
+        "chosen, rejected: whole dialogues as in HH-RLHF", transcripts.write, "tied pairs", _COMPARED, transcripts.WRITTEN
     ),
-    "ziegler2019": Writer("one JSON list: query, sample0 …, best", ziegler2019.write, "labels without one best response", (), ("json",)),
-    "stiennon2020": Writer("info, summaries, choice", stiennon2020.write, "labels that do not choose one of two responses", (), ("jsonl",)),
-}
+    "conversations": Writer(
+        "prompt, chosen, rejected as lists of messages", transcripts.write_messages, "tied pairs", _COMPARED,
+        transcripts.MESSAGES_WRITTEN, _NO_CSV,
+    ),
+    "unpaired": Writer(
+        "prompt, completion, label", unpaired.write, "labels without a good or bad response", ("binary",), unpaired.WRITTEN
+    ),
+    "best_of_k": Writer(
+        "prompt, responses, best", best_of_k.write, "labels without one best response", _CHOICE, best_of_k.WRITTEN, _NO_CSV
+    ),
+    "ranking": Writer(
+        "prompt, responses, ranks", ranking.write, "labels that order nothing", ("ranking", "pair"), ranking.WRITTEN, _NO_CSV
+    ),
+    "soft": Writer(
+        "prompt, responses, probabilities", soft.write, "labels that are no choices", ("soft", *_CHOICE), soft.WRITTEN, _NO_CSV
+    ),
+    "scores": Writer("prompt, responses, scores", scores.write, "labels without scores", ("scores",), scores.WRITTEN, _NO_CSV),
+    "rating": Writer(
+        "prompt, response, rating", scores.write_rating, "labels without ratings", ("rating", "scores"), scores.RATING_WRITTEN
+    ),
+    "ultrafeedback": Writer(
+        "instruction, completions with scores", ultrafeedback.write, "labels without scores", ("scores",), {}, ("jsonl", "json")
+    ),
+    "shp": Writer(
+        "history, human_ref_A, human_ref_B, labels", shp.write, "labels that do not choose one of two responses", _CHOICE, shp.WRITTEN
+    ),
+    "ziegler2019": Writer(
+        "one JSON list: query, sample0 …, best", ziegler2019.write, "labels without one best response", _CHOICE, {}, ("json",)
+    ),
+    "stiennon2020": Writer(
+        "info, summaries, choice", stiennon2020.write, "labels that do not choose one of two responses", _CHOICE, {}, ("jsonl", "json")
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -53,7 +108,7 @@ class Written:
 
 def write_labels(
     file: IO[bytes], labeled: Iterable[tuple[Question, Label]], format: str, container: str, *, most_responses: int = 9,
-    names: Mapping[str, str] | None = None, progress: Callable[[int], None] = lambda labels: None,
+    weighted: bool = False, names: Mapping[str, str] | None = None, progress: Callable[[int], None] = lambda labels: None,
 ) -> Written:  # fmt: skip
     """Write labels to an open file.
 
@@ -63,6 +118,7 @@ def write_labels(
         format: a name of ``WRITERS``.
         container: jsonl, json (one list), csv or parquet; one that the format has.
         most_responses: the columns of a CSV table.
+        weighted: CSV and Parquet have a column for weights.
         names: a display name for each labeler; given, every row has a column ``name``.
         progress: told the number of labels written so far.
 
@@ -73,7 +129,7 @@ def write_labels(
     if container not in writer.containers:
         raise UserError(f"{format}: written as {' or '.join(writer.containers)}, not as {container}; choose another name for the file")
     done = Written()
-    sink = _SINKS[container](file, _columns(writer, format, most_responses, names))
+    sink = _SINKS[container](file, _columns(writer, format, container, most_responses, weighted, names))
     rows_of = table.write_cells if format == "table" and container == "csv" else writer.rows
     for question, label in labeled:
         rows, left_out = rows_of(question, label)
@@ -87,13 +143,15 @@ def write_labels(
     return done
 
 
-def _columns(writer: Writer, format: str, most: int, names: object) -> list[str]:
-    columns = table.header(max(most, 1)) if format == "table" else list(writer.columns)
-    return columns if names is None else [*columns, "name"]
+def _columns(writer: Writer, format: str, container: str, most: int, weighted: bool, names: object) -> dict[str, str]:
+    columns = {name: what for name, what in writer.columns.items() if weighted or name != "weight"}
+    if format == "table" and container == "csv":
+        columns = dict.fromkeys(table.header(max(most, 1)), "text") | ({"weight": "number"} if weighted else {})
+    return columns if names is None else {**columns, "name": "text"}
 
 
 class _JsonLines:
-    def __init__(self, file: IO[bytes], columns: list[str]) -> None:
+    def __init__(self, file: IO[bytes], columns: Mapping[str, str]) -> None:
         self._file = file
         self._encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
@@ -106,7 +164,7 @@ class _JsonLines:
 class _JsonList(_JsonLines):
     """A list with a row per line."""
 
-    def __init__(self, file: IO[bytes], columns: list[str]) -> None:
+    def __init__(self, file: IO[bytes], columns: Mapping[str, str]) -> None:
         super().__init__(file, columns)
         self._before = "[\n"
 
@@ -119,7 +177,7 @@ class _JsonList(_JsonLines):
 
 
 class _Csv:
-    def __init__(self, file: IO[bytes], columns: list[str]) -> None:
+    def __init__(self, file: IO[bytes], columns: Mapping[str, str]) -> None:
         self._writer = CsvWriter(file, columns)
         self.row = self._writer.row
 
@@ -129,17 +187,17 @@ class _Csv:
 class _Parquet:
     """Columns typed by what the formats hold, so that a file without rows has them too."""
 
-    def __init__(self, file: IO[bytes], columns: list[str]) -> None:
+    def __init__(self, file: IO[bytes], columns: Mapping[str, str]) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        text, number = pyarrow.string(), pyarrow.float64()
-        special = {
-            "responses": pyarrow.list_(text), "permutation": pyarrow.list_(pyarrow.int32()), "round": pyarrow.int64(),
-            "seconds": number, "confidence": number, "label": pyarrow.bool_(), "adjudication": pyarrow.bool_(),
+        text, number, whole = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+        types = {
+            "text": text, "number": number, "whole": whole, "flag": pyarrow.bool_(), "texts": pyarrow.list_(text),
+            "numbers": pyarrow.list_(number), "wholes": pyarrow.list_(whole),
+            "messages": pyarrow.list_(pyarrow.struct([("role", text), ("content", text)])),
         }  # fmt: skip
-        fields = dict.fromkeys("responses" if name.startswith("response_") else name for name in columns)
-        self._schema = pyarrow.schema([(name, special.get(name, text)) for name in fields])
+        self._schema = pyarrow.schema([(name, types[what]) for name, what in columns.items()])
         self._table, self._writer = pyarrow.Table, parquet.ParquetWriter(file, self._schema)
         self._rows: list[Mapping[str, Any]] = []
 

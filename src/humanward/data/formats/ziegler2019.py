@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from humanward.data.formats import views
-from humanward.data.formats.rows import Labeled, Row, asked, is_whole, said, short
+from humanward.data.formats.rows import Labeled, Row, asked, said, short
 from humanward.errors import UserError
 from humanward.records import Label, Question
+from humanward.records.answers import is_whole
 
 COLUMNS = ("query", "sample0", "best")
 PAD = 50259
@@ -20,12 +21,12 @@ PAD = 50259
 Decode = Callable[[Sequence[int]], str]
 
 
-def reader(decode: Decode | None) -> Callable[[Row], Iterator[Labeled]]:
+def reader(decode: Decode | None) -> Callable[[Row], Labeled]:
     """A reader of rows. ``decode``: the text of token ids; without it only texts are read."""
     return partial(read, decode=decode)
 
 
-def read(row: Row, decode: Decode | None = None) -> Iterator[Labeled]:
+def read(row: Row, decode: Decode | None = None) -> Labeled:
     """A question of kind ``best_of_k``, as many responses as there are samples."""
     names = sorted((name for name in row.values if re.fullmatch(r"sample\d", name)), key=lambda name: int(name[6:]))
     if names != [f"sample{k}" for k in range(len(names))] or len(names) < 2:
@@ -37,7 +38,7 @@ def read(row: Row, decode: Decode | None = None) -> Iterator[Labeled]:
         question, prompt=replace(question.prompt, tokens=tokens[0]),
         responses=tuple(replace(response, tokens=ids) for response, ids in zip(question.responses, tokens[1:], strict=True)),
     )  # fmt: skip
-    yield Labeled(row.where, question, (said("best_of_k", best),))
+    return Labeled(row.where, question, (said("best_of_k", best),))
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, select, tuple_, update
 
@@ -321,8 +321,7 @@ class _Import:
                 self.connection.execute(_SET_DISPUTED, marks)
 
 
-@dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """An event of this import, as a row of the log."""
 
     seq: int

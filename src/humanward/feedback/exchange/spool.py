@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from humanward.errors import UserError
 from humanward.feedback.exchange.checks import answer, known_id, number, permutation, text
-from humanward.feedback.kinds import KINDS
+from humanward.feedback.kinds import KINDS, RATING_RANGE
 from humanward.feedback.log import canonical, sha256
 from humanward.records import Label, Prompt, Question, Response, content_id
 from humanward.records.files import Faults
@@ -69,6 +69,8 @@ Record = Asked | Event | Instruction
 _QUESTION_KEYS, _PROMPT_KEYS, _RESPONSE_KEYS = (len(fields(record)) for record in (Question, Prompt, Response))
 _TYPES = {"q": Asked, "e": Event, "i": Instruction}
 _MARKS = {made: mark for mark, made in _TYPES.items()}
+_BODY = 1 + Asked._fields.index("body")
+assert Event._fields.index("body") + 1 == _BODY
 
 
 class Labeled(Protocol):
@@ -83,15 +85,19 @@ class Labeled(Protocol):
 
 
 class Spool:
-    """Records in a temporary file that has no name."""
+    """Records in a temporary file that has no name: a line for each, of its fields, a tab, and its body as it is."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n")  # noqa: SIM115
         self.events = 0
         encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
         for record in records:
-            self._file.write(encode([_MARKS[type(record)], *record]) + "\n")
-            self.events += isinstance(record, Event)
+            values, body = [_MARKS[type(record)], *record], ""
+            if not isinstance(record, Instruction):
+                # JSON has no bare tab or line end in it: a body need not be packed into another JSON text
+                body, values[_BODY] = record.body, ""
+                self.events += isinstance(record, Event)
+            self._file.write(f"{encode(values)}\t{body}\n")
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +108,11 @@ class Spool:
     def __iter__(self) -> Iterator[Record]:
         self._file.seek(0)
         for line in self._file:
-            mark, *values = json.loads(line)
-            yield _TYPES[mark](*values)
+            head, _, body = line[:-1].partition("\t")
+            values = json.loads(head)
+            if body:
+                values[_BODY] = body
+            yield _TYPES[values[0]](*values[1:])
 
 
 def asked_of(question: Question, where: str, *, exact: bool, obj: Mapping[str, Any] | None = None) -> Asked:
@@ -144,13 +153,15 @@ def foreign_records(labeled: Iterable[Labeled], faults: Faults, *, round: int | 
 class _Foreign:
     def __init__(self, round: int | None, labeler: str) -> None:
         self._round, self._labeler = round, labeler
-        self._bodies: dict[str, str] = {}
+        self._bodies: dict[str, int] = {}
         self._unnamed: Counter[str] = Counter()
         self._answered: Counter[tuple[str, str]] = Counter()
 
     def records(self, item: Labeled) -> Iterator[Record]:
         where = item.where
-        question = self._question(item.question, where)
+        if item.question.kind == "scores":
+            raise UserError(f"{where}: a store has no labels of kind scores; read them as others: FILE?kind=ranking, best_of_k or pair")
+        question = self._question(item.question)
         known_id(question.id, f"{where}: question_id")
         yield self._asked(question, where)
         for label in item.labels:
@@ -168,7 +179,7 @@ class _Foreign:
 
     def _asked(self, question: Question, where: str) -> Asked:
         record = asked_of(question, where, exact=False)
-        digest = content_id(record.body)
+        digest = hash(record.body)
         if self._bodies.setdefault(question.id, digest) != digest:
             raise UserError(f"{where}: another question of this file has the id {question.id}; give every question its own")
         return record
@@ -177,17 +188,21 @@ class _Foreign:
         self._unnamed[question] += 1
         return f"{self._labeler}-{self._unnamed[question]}"
 
-    def _question(self, question: Question, where: str) -> Question:
+    def _question(self, question: Question) -> Question:
         prompt = question.prompt
         if not prompt.id:
             prompt = replace(prompt, id=content_id("prompt", prompt.text, prompt.tokens))
         number = question.round if self._round is None else self._round
-        name = question.id or question_id(prompt, question.responses, kind=question.kind, round=number)
-        return replace(question, id=name, prompt=prompt, round=number)
+        kind = "rating" if question.kind == "binary" else question.kind
+        name = question.id or question_id(prompt, question.responses, kind=kind, round=number)
+        return replace(question, id=name, prompt=prompt, kind=kind, round=number)
 
     def _event(self, question: Question, label: Label, who: str, where: str) -> Event:
         count = len(question.responses)
-        found = answer(question.kind, label.answer, count, where)
+        if label.weight != 1:
+            raise UserError(f"{where}: weight {label.weight:g}: a store keeps labels of weight 1 only; train on the file itself")
+        given = RATING_RANGE[label.answer] if label.kind == "binary" else label.answer
+        found = answer(question.kind, given, count, where)
         unshown = () if label.adjudication else tuple(range(count))
         order = permutation(label.permutation, count, where) if label.permutation else unshown
         number(label.confidence, 1, f"{where}: confidence")

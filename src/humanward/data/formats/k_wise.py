@@ -1,0 +1,41 @@
+"""What the formats of K responses have in common: ``prompt``, a list of ``responses``, and one column that says which is how good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from humanward.data.formats import conversation
+from humanward.data.formats.pairs import ABOUT
+from humanward.data.formats.rows import MARKS, Labeled, Row, asked, marked, said
+from humanward.records import Label, Question
+
+WRITTEN = {"prompt": "text", "responses": "texts", "weight": "number", **ABOUT}
+
+
+def read_k_wise(row: Row, kind: str, key: str, parse: Callable[[Any, int], Any]) -> Labeled:
+    """A question of at least two responses and its label, which stands in the column ``key``."""
+    responses = row.filled_list("responses", 2)
+    answer = row.answer(key, parse, len(responses))
+    prompt, metadata = prompt_of(row)
+    if row.has("safe"):
+        metadata["safe"] = row.sequence("safe")  # for dpo.drop
+    number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
+    question = asked(prompt, responses, kind, id=row.name("question_id"), round=number, split=row.split(), metadata=metadata)
+    return Labeled(row.where, question, (said(kind, answer, **marked(row, MARKS)),))
+
+
+def prompt_of(row: Row) -> tuple[str, dict[str, Any]]:
+    """(the prompt as text, metadata) of a column ``prompt`` that is a text or messages."""
+    if not isinstance(row.take("prompt"), list):
+        return row.filled("prompt"), {}
+    what = f"{row.where}: `prompt`"
+    messages = conversation.prompt_of(conversation.read_messages(row.values["prompt"], what), what)
+    return conversation.as_text(messages), {"messages": messages}
+
+
+def write_k_wise(question: Question, label: Label, **answer: Any) -> dict[str, Any]:
+    """One row."""
+    weight = {} if label.weight == 1 else {"weight": label.weight}
+    about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
+    return {"prompt": question.prompt.text, "responses": [response.text for response in question.responses], **answer, **weight, **about}
