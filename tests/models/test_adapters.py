@@ -26,7 +26,7 @@ from humanward.models import (
     sample_responses,
     with_options,
 )
-from humanward.models.adapters import adapter_tensors, at_work, check_lora, weights_at_work
+from humanward.models.adapters import adapter_tensors, at_work, check_lora, is_quantized, weights_at_work
 from humanward.models.policy import disable_dropout
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 
@@ -377,6 +377,33 @@ def test_what_the_library_is_told_of_quantised_weights(monkeypatch: pytest.Monke
     if bits == "4bit":
         assert (told[0].bnb_4bit_quant_type, told[0].bnb_4bit_use_double_quant) == ("nf4", True)
         assert told[0].bnb_4bit_compute_dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(loading.missing_for_quantization() is not None, reason="bitsandbytes is not installed")
+@pytest.mark.filterwarnings("ignore")  # 8 bits: of casts to 16 in between
+@pytest.mark.parametrize(("bits", "tolerance"), [("4bit", 2e-2), ("8bit", 1e-4)])
+def test_adapters_on_quantised_weights(bits: Any, tolerance: float, tmp_path: Path) -> None:
+    """On a CPU 4-bit weights are packed with scales of 16 bits once they are asked without gradient, hence the tolerance."""
+    wide = LlamaConfig(
+        **{**FAMILIES["llama"].to_dict(), "hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "initializer_range": 0.2}
+    )
+    Policy(AutoModelForCausalLM.from_config(wide), tiny_tokenizer()).save(tmp_path / "base")
+    policy = Policy.load(tmp_path / "base", quantize=bits).adapt(LORA)
+    assert is_quantized(policy.model)
+    assert torch.equal(said(policy), said(policy.reference()))
+    moved(policy.model, "policy")
+    assert gradient(policy).norm() > 0.1
+    policy.eval()
+    with torch.no_grad():
+        expected = said(policy)
+        policy.save(tmp_path / "merged")
+        merged = Policy.load(tmp_path / "merged")
+        assert not is_quantized(merged.model)
+        assert near(said(merged), expected, tolerance)
+        assert (expected - said(policy.reference())).abs().max() > 0.3
+        policy.save(tmp_path / "adapter", merged=False)
+        again = Policy.load(tmp_path / "base", quantize=bits).take_adapter(tmp_path / "adapter")
+        assert near(said(again), expected, tolerance)
 
 
 def test_an_adapter_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:

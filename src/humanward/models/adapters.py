@@ -245,6 +245,7 @@ def _plain(model: PreTrainedModel, adapter: str | None) -> tuple[PreTrainedModel
 @torch.no_grad()
 def plain_state(module: nn.Module, adapter: str | None) -> dict[str, Tensor]:
     """Weights of a model or its trunk under the names that they have without adapters; one adapter is added to them."""
+    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
     found: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
     for path, part in module.named_modules():
@@ -254,7 +255,7 @@ def plain_state(module: nn.Module, adapter: str | None) -> dict[str, Tensor]:
         kept = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
         found |= {prefix + name: tensor.detach() for name, tensor in kept.items() if name not in part._non_persistent_buffers_set}
         if _quantized(part):
-            found[prefix + "weight"] = _dequantized(part)
+            found[prefix + "weight"] = _dequantized(part).to(dtype)
         if adapter is not None and adapter in getattr(part, "lora_A", {}):
             layers[prefix + "weight"] = part
     for name, layer in layers.items():
@@ -275,6 +276,8 @@ def _quantized(module: nn.Module) -> bool:
 def _dequantized(module: nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
+    # careful: on a CPU bitsandbytes packs weights that it computes with; asked for its state, it puts them back.
+    module.state_dict()
     return dequantize_module_weight(module).detach()
 
 
