@@ -120,6 +120,7 @@ def test_python_functions(tmp_path: Path) -> None:
         ("length:-1", "expected a number of words"),
         ("words:3", "words takes nothing behind a colon"),
         ("repetition:0", "expected a number of words, as in repetition:3"),
+        ("copied:two", "expected a number of words, as in copied:3"),
         ("judge:", "expected judge:FOLDER"),
         ("python:math", "expected python:module:function"),
         ("python:no_such_module:f", "cannot import no_such_module"),
@@ -139,6 +140,11 @@ def test_words_and_repetition() -> None:
     # Pairs of words: "a b", "b a", "a b" again: 1 of 3 stood there before. Single words: 2 of 4.
     assert list(load_score("repetition:2")([""] * 3, ["a b a b", "a b c", "a"])) == pytest.approx([-1 / 3, 0.0, 0.0])
     assert list(load_score("repetition:1")([""], ["a b a b"])) == [-0.5]
+
+
+def test_copied_runs_are_those_of_the_own_prompt() -> None:
+    """Pairs of "b c x": b c stands in the first prompt, c x does not; a response of one word has no pair."""
+    assert list(load_score("copied:2")(["a b c", "x y", "a b c"], ["b c x", "b c x", "a"])) == [0.5, 0.0, 0.0]
 
 
 def test_a_function_needs_no_prefix_where_there_is_one(tmp_path: Path) -> None:

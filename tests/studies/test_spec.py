@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from humanward.errors import UserError
+from humanward.rounds.loop import stages_of
 from humanward.studies import Study, shipped_studies
 from humanward.studies.folder import final_numbers, interpolated
+from humanward.studies.worker import shared_config
 
 STUDY = """\
 title: Which coefficient
@@ -71,6 +73,26 @@ def test_an_arm_of_another_method_leaves_out_what_is_common_to_the_others(file: 
     file.write_text(text.replace(" batch_size=32", ""))
     configs = Study.load(file).configs()
     assert {(c.method, c.dpo.beta) for cell, c in configs.items() if cell.arm == "low"} == {("dpo", 0.3)}
+
+
+def test_an_arm_on_a_score_asks_nobody_and_leaves_the_reward_model_of_the_preset_out(file: Path) -> None:
+    study = Study.load(changed(file, "  low: {ppo.kl_coef: 0.1}\n", "  low: {scoring.terms: {positive: 1.0}}\n"))
+    stages = {cell.arm.partition(" ")[0]: [stage.name for stage in stages_of(config)] for cell, config in study.configs().items()}
+    assert stages == {
+        "low": ["prompts", "ppo", "export", "evaluate"], "high": ["prompts", "sample", "label", "reward", "ppo", "export", "evaluate"],
+    }  # fmt: skip
+
+
+def test_cells_share_what_comes_before_the_tuning_where_it_is_the_same(file: Path) -> None:
+    arms = "arms:\n  low: {ppo.kl_coef: 0.1}\n  pairs: {labels.kind: pair, labels.responses_per_question: 2}\n  dpo: {method: dpo}\n"
+    for old, new in (("grid:\n  ppo.batch_size: [32, 64]\n", ""), (" batch_size=32", ""), ("arms:\n  low: {ppo.kl_coef: 0.1}\n", arms)):
+        file.write_text(file.read_text().replace(old, new))
+    configs = {(cell.arm, cell.seed): config for cell, config in Study.load(file).configs().items()}
+    shared = {key: shared_config(config, None) for key, config in configs.items()}
+    assert shared["low", 5] == shared["high", 5]
+    assert len({config.model_dump_json() for config in shared.values()}) == 6  # two seeds, and labels of two kinds, and none fitted to
+    assert shared["dpo", 5].method == "dpo"
+    assert shared_config(configs["low", 5], 9) == shared_config(configs["high", 6], 9)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def load_score(spec: str) -> Score:
 
     ``positive``, ``negative``: log P of the built-in sentiment judge, of the response alone. ``length:N``: minus the distance of the
     response's length from N words; ``words``: that length. ``repetition:N``: minus the share of the response's runs of N words that stand
-    in it before. ``judge:FOLDER``, ``judge:FOLDER:negative``: another judge made by recipes/judge.py.
+    in it before; ``copied:N``: the share of those that stand in the prompt. ``judge:FOLDER``, ``judge:FOLDER:negative``: another judge
+    made by recipes/judge.py.
     ``hf:FOLDER``: a reward model, or a sequence classifier of the Hugging Face libraries, shown prompt and response;
     ``hf:FOLDER:LABEL``: the log-probability of one of its labels.
     ``hf-response:FOLDER``, ``hf-response:FOLDER:LABEL``: shown the response alone.
@@ -104,16 +105,35 @@ def _words(rest: str, spec: str) -> Score:
 
 
 def _repetition(rest: str, spec: str) -> Score:
-    if not (rest.isascii() and rest.isdigit() and int(rest)):
-        raise UserError(f"{spec}: expected a number of words, as in repetition:3")
-    n = int(rest)
+    n = _count(rest, spec)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        texts = [response.split() for response in responses]
-        runs = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in texts]
-        return [len(set(found)) / len(found) - 1 if found else 0.0 for found in runs]
+        found = [_runs(response, n) for response in responses]
+        return [len(set(runs)) / len(runs) - 1 if runs else 0.0 for runs in found]
 
     return score
+
+
+def _copied(rest: str, spec: str) -> Score:
+    n = _count(rest, spec)
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        found = [(set(_runs(prompt, n)), _runs(response, n)) for prompt, response in zip(prompts, responses, strict=True)]
+        return [sum(run in there for run in runs) / len(runs) if runs else 0.0 for there, runs in found]
+
+    return score
+
+
+def _count(rest: str, spec: str) -> int:
+    if not (rest.isascii() and rest.isdigit() and int(rest)):
+        raise UserError(f"{spec}: expected a number of words, as in {spec.partition(':')[0]}:3")
+    return int(rest)
+
+
+def _runs(text: str, n: int) -> list[tuple[str, ...]]:
+    """The runs of n words."""
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def _server(rest: str, spec: str) -> Score:
@@ -169,6 +189,7 @@ SCORES: dict[str, Callable[[str, str], Score]] = {
     "length": _length,
     "words": _words,
     "repetition": _repetition,
+    "copied": _copied,
     "http": _server,
     "https": _server,
     "judge": _judge_of_folder,

@@ -37,6 +37,7 @@ def build_study_report(folder: Path) -> Path:
     context = {
         "title": results["title"],
         "about": results["about"],
+        "remark": results["remark"],
         "claims": [claim | {"mark": MARKS[claim["word"]]} for claim in results["claims"]],
         "seen": sum(claim["word"] == "holds" for claim in results["claims"]),
         "legend": [{"arm": arm, "colour": look[0], "style": look[1]} for i, arm in enumerate(arms) if (look := charts.arm_look(i))],

@@ -53,7 +53,6 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers["sft"] = answer(context, context.policy(context.path / "baseline_sft"), reference, prompts, "sft")
     tuned = context.config.method
     answers[tuned] = answer(context, context.policy(context.path / "policy"), reference, prompts, tuned)
-    last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
     results: dict[str, Any] = {
         "labeler": context.config.labeler,
         "seed": context.config.seed,
@@ -67,10 +66,12 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             }
             for name, a in answers.items()
         },
-        "labels": label_counts(context, last),
     }
-    if found := agreement(context, last):
-        results["agreement"] = found
+    if context.config.asks:
+        last = Snapshot.load(context.path / f"rounds/{context.config.labels.rounds}/labels/snapshot.jsonl")
+        results["labels"] = label_counts(context, last)
+        if found := agreement(context, last):
+            results["agreement"] = found
     scores = true_scores(context, prompts, answers)
     if scores:
         results |= comparison_of_scores(context, scores)

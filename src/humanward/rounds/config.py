@@ -21,6 +21,7 @@ from humanward.trainers import (
     SFTConfig,
 )
 from humanward.trainers.questions import DIRECT_KINDS
+from humanward.trainers.rewards import MODEL
 
 Share = Annotated[float, Field(ge=0, le=1)]
 GROUP_METHODS = ("rloo", "grpo", "dr_grpo", "reinforce")
@@ -205,6 +206,11 @@ class LoopConfig(Config):
         return self.fits_reward or self.method == "dpo"
 
     @property
+    def asks(self) -> bool:
+        """Whether anything is fitted to labels; else nobody is asked for any."""
+        return self.learns_labels or self.baseline_sft is not None
+
+    @property
     def tuning(self) -> Any:
         """The section of the method."""
         return getattr(self, SECTIONS[self.method][-1])
@@ -217,7 +223,11 @@ class LoopConfig(Config):
     @classmethod
     def left_aside(cls, values: Mapping[str, Any]) -> frozenset[str]:
         method = values.get("method", cls.model_fields["method"].default)
-        return frozenset(name for sections in SECTIONS.values() for name in sections) - {*SECTIONS.get(method, ())}
+        scoring = values.get("scoring")
+        terms = scoring.get("terms") if isinstance(scoring, Mapping) else None
+        without_model = isinstance(terms, Mapping) and not terms.get(MODEL)
+        read = {*SECTIONS.get(method, ())} - ({"reward"} if without_model else set())
+        return frozenset(name for sections in SECTIONS.values() for name in sections) - read
 
     def unread(self) -> frozenset[str]:
         read = {*SECTIONS[self.method]} - ({"reward"} if not self.fits_reward else set())

@@ -66,7 +66,8 @@ def stages_of(config: LoopConfig) -> list[Stage]:
         listed.append(Stage("sft", 0, "sft", supervise, all_processes=True))
     for number in range(1, config.labels.rounds + 1):
         folder = f"rounds/{number}"
-        listed += [Stage("sample", number, f"{folder}/questions", ask), Stage("label", number, f"{folder}/labels", collect)]
+        if config.asks:
+            listed += [Stage("sample", number, f"{folder}/questions", ask), Stage("label", number, f"{folder}/labels", collect)]
         if number == 1 and config.method == "dpo" and config.dpo.sft_first is not None:
             listed.append(Stage("chosen_sft", 0, "chosen_sft", chosen_first, all_processes=True))
         if config.fits_reward:

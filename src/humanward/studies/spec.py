@@ -48,6 +48,8 @@ class StudyConfig(Config):
     """What is asked, in a line."""
     about: str = ""
     """A paragraph: where the question comes from and how it is answered here."""
+    remark: str = ""
+    """What its author makes of the results, such as why a shape does not appear."""
     preset: str | None = None
     """Settings that all cells begin with."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -94,12 +96,8 @@ class Cell:
     def config(self) -> LoopConfig:
         """All settings, checked. What is common to all cells but belongs to methods that this one does not use is left out."""
         from humanward.rounds import LoopConfig
-        from humanward.rounds.config import SECTIONS
 
-        method = next((layer.values["method"] for layer in reversed((*self.common, *self.own)) if "method" in layer.values), "ppo")
-        read = SECTIONS.get(method)
-        others = {name for sections in SECTIONS.values() for name in sections} - {*read} if read is not None else set[str]()
-        return LoopConfig.of_layers([*(_without(layer, others) for layer in self.common), *self.own])
+        return LoopConfig.of_layers([*(replace(layer, ready_made=True) for layer in self.common), *self.own])
 
 
 @dataclass(frozen=True)
@@ -267,10 +265,6 @@ def nested(values: Mapping[str, Any], origins: Mapping[Key, str]) -> Layer:
             if place[:1] == (name,):
                 places |= {whole[:n]: line for n in range(1, len(whole))} | {(*whole, *place[1:]): line}
     return Layer(result, places)
-
-
-def _without(layer: Layer, sections: set[str]) -> Layer:
-    return replace(layer, values={name: value for name, value in layer.values.items() if name not in sections})
 
 
 def shipped_studies() -> dict[str, str]:

@@ -30,6 +30,7 @@ def summarize(place: StudyFolder, study: Study) -> dict[str, Any]:
         "name": study.name,
         "title": study.config.title,
         "about": " ".join(study.config.about.split()),
+        "remark": " ".join(study.config.remark.split()),
         "baseline": study.baseline,
         "seeds": study.config.seeds,
         "arms": _arm_settings(study),
@@ -148,6 +149,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines += ["| | " + " | ".join(f"`{measure}`" for measure in measures) + " |", "|---" * (len(measures) + 1) + "|"]
     lines += [f"| {_cell(arm)} | " + " | ".join(cells.get((arm, measure), "") for measure in measures) + " |" for arm in arms]
     done = sum(cell["state"] == "done" for cell in results["cells"])
+    if results["remark"]:
+        lines += ["", results["remark"]]
     lines += ["", f"Means of {len(results['seeds'])} seeds with Student's 95 % intervals; differences are taken seed by seed."]
     if done < len(results["cells"]):
         lines[-1] += f" {done} of {len(results['cells'])} cells are done."

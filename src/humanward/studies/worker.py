@@ -123,8 +123,10 @@ def shared_config(config: LoopConfig, seed: int | None) -> LoopConfig:
     values = config.model_dump(mode="json", exclude=later)
     values["evaluation"] = {"prompts": config.evaluation.prompts, "frontier_prompts": 0}
     values["baseline_sft"] = None
-    if not config.fits_reward:
-        values |= {"method": config.method}
+    if config.method == "dpo":
+        values["method"] = "dpo"
+    elif not config.fits_reward:
+        values["scoring"] = config.scoring.model_dump(mode="json")
     if seed is not None:
         values["seed"] = seed
     return LoopConfig.model_validate_json(encode_json(values, "the shared settings"))
