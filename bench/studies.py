@@ -33,8 +33,10 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.names:
         subprocess.run([sys.executable, "-m", "humanward", "study", name, str(args.folder / name)], check=True, stdout=subprocess.DEVNULL)
-    sections = [args.folder / name / "results.md" for name in shipped_studies() if (args.folder / name / "results.md").exists()]
-    page = HEAD + "\n".join(section.read_text() for section in sections)
+    files = {name: args.folder / name / "results.md" for name in shipped_studies()}
+    page = HEAD + "\n".join(file.read_text() for file in files.values() if file.exists())
+    if missing := [f"`{name}`" for name, file in files.items() if not file.exists()]:
+        page += f"\nNot run here yet: {', '.join(missing)}.\n"
     print(page)
     if args.write is not None:
         first = args.write.read_text().partition(MARK)[0] if args.write.exists() else ""
