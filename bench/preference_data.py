@@ -51,10 +51,11 @@ def measure(path: Path, batch_tokens: int) -> dict[str, float | int]:
     lengths = [tokens_of(comparison) for comparison in comparisons]
     batches = token_batches(lengths, batch_tokens)
     done = time.perf_counter()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "pairs": len(comparisons), "tokens": sum(lengths), "batches": len(batches), "load_seconds": round(loaded - began, 2),
         "read_seconds": round(read - loaded, 2), "bucket_seconds": round(done - read, 2), "seconds": round(done - began, 2),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2), "peak_mb": round(usage.ru_maxrss / 1024, 1),
     }  # fmt: skip
 
 

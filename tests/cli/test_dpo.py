@@ -183,7 +183,7 @@ def test_fine_tuning_on_chosen_responses_comes_first_where_it_is_asked_for(parts
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--data", "none.jsonl"], "none.jsonl: no such file; --data takes a file of preferences"),
+        (["--data", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["dpo.beta=0.5"], "dpo: settings are for a new run on a file: give --data FILE, or begin a run with `humanward loop`"),
         (["--data", "DATA", "dpo.drop=[dual_unsafe]"], "dpo.drop needs `safe` in its row, a list of true or false for each response"),
         (["--data", "DATA", "labels.leave_out_long=false", "task.response_length=3"], "pairs.jsonl:8: the longest response has"),

@@ -79,3 +79,5 @@ def test_faults_are_lines(tmp_path: Path) -> None:
     path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], "chosen": 3}) + "\n")
     with pytest.raises(UserError, match=r"bad.jsonl:2: `chosen`: expected a text, found 3"):
         read_given(path, task())
+    given = read_given(f"{path}?faulty=skip", task())
+    assert (len(given.labels), given.skipped) == (1, 1)

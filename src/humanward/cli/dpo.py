@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,9 @@ from humanward.errors import UserError
 PRESET = "dpo_offline"
 Data = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Preferences of any format that `humanward import` reads: a run on them alone.", show_default=False),
+    typer.Option(
+        metavar="FILE", help="Preferences, or FILE?faulty=skip, in any format of docs/data.md: a run on them.", show_default=False
+    ),
 ]
 
 
@@ -41,8 +42,9 @@ def dpo(
             raise UserError("dpo: settings are for a new run on a file: give --data FILE, or begin a run with `humanward loop`")
         run_loop(run, None, only="dpo", as_json=as_json)
         return
-    if not Path(data).exists():
-        raise UserError(f"{data}: no such file; --data takes a file of preferences")
+    from humanward.data.formats import LabelFile
+
+    next(LabelFile(data).rows(), None)  # before a model is loaded: is anything there?
     from humanward.rounds.offline import with_lengths
 
     given = Asked(preset or PRESET, config, model, "labels", f"labels:{data}", seed, tuple(overrides or ()))

@@ -28,6 +28,8 @@ class Given:
     labels: list[Label]
     too_long: int = 0
     """Labels that were left out because the task has no room for their prompt or a response."""
+    skipped: int = 0
+    """Rows with a fault, where the source says that they are to be skipped."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def read_given(path: Path | str, task: Task, *, leave_out_long: bool = False) ->
     questions: dict[str, Question] = {}
     labels: list[Label] = []
     too_long = 0
-    for row in _tokenized(path, task):
+    file = LabelFile(path, decode=task.checked_decode)
+    for row in _tokenized(file, task):
         fault = _too_long(row, task)
         if fault and not leave_out_long:
             raise UserError(fault)
@@ -68,12 +71,12 @@ def read_given(path: Path | str, task: Task, *, leave_out_long: bool = False) ->
     if not labels:
         reason = f"none of its {too_long} labels fits task.prompt_length and task.response_length" if too_long else "no labels in it"
         raise UserError(f"{path}: {reason}")
-    return Given(list(questions.values()), labels, too_long)
+    return Given(list(questions.values()), labels, too_long, 0 if file.skipped is None else file.skipped.count)
 
 
 def longest(path: Path | str, task: Task) -> Lengths:
     """What a task would need to leave nothing out. ``task`` gives the tokenizer."""
-    lengths = [(row.prompt_length, row.response_length) for row in _tokenized(path, task)]
+    lengths = [(row.prompt_length, row.response_length) for row in _tokenized(LabelFile(path, decode=task.checked_decode), task)]
     if not lengths:
         raise UserError(f"{path}: no labels in it")
     return Lengths(max(p for p, _ in lengths), max(r for _, r in lengths))
@@ -106,8 +109,7 @@ class _Tokenized:
         return max(len(response.tokens) for response in self.comparison.responses)
 
 
-def _tokenized(path: Path | str, task: Task) -> Iterator[_Tokenized]:
-    file = LabelFile(path, decode=task.checked_decode)
+def _tokenized(file: LabelFile, task: Task) -> Iterator[_Tokenized]:
     rows = (part for labeled in file.labeled() for part in trainable(labeled))
     while block := list(islice(rows, TEXTS_AT_ONCE)):
         prompts = _prompts(block, task)

@@ -192,6 +192,8 @@ class Context:
         given = read_given(self.config.labeler.removeprefix("labels:"), self.task, leave_out_long=settings.leave_out_long)
         if given.too_long:
             self.tell(f"{given.too_long} labels are left out: their prompt or a response is longer than the task allows")
+        if given.skipped:
+            self.tell(f"{given.skipped} rows of the labels have a fault and are skipped")
         return with_held_out(given.questions, settings.validation_share, self.seed("held-out labels")), given.labels
 
     @cached_property
