@@ -245,13 +245,14 @@ PAGE = """# How near the optimum
 On problems whose responses can all be listed, the best policy is known exactly, and so is how near a tuned one comes to it, without any
 sampling error: `(E[r] - beta KL) - (that of the reference)` over `beta log sum rho exp(r / beta) - (that of the reference)`. A random
 tiny language model is the reference; each response of two or three words of six scores 2 for every "good" and 1.5 for a last "w4". Every
-method has {episodes} episodes, {batch} a step, and a learning rate that was chosen once on other seeds. Methods of the PPO family make 4
-passes over the episodes of a step, the others one where nothing else is said. Means over seeds with 95 % intervals (Student's t); seconds
-for one problem on a busy core.
+method has {episodes:,} episodes, {batch} a step, and a learning rate that was chosen once on other seeds. Methods of the PPO family make 4
+passes over the episodes of a step, the others one where nothing else is said. Means over seeds with 95 % intervals (Student's t), which
+one seed does not have; seconds for one problem on a busy core. The command goes on with more seeds (`--seeds 5`) from `optimum.jsonl`.
 
 {table}
 
-- What has the KL in its reward goes to the optimum. GRPO does as well, once the KL is in the reward; so does Dr. GRPO with k2 in the loss.
+- What has the KL in its reward goes to the optimum, GRPO too. With k2 in the loss, PPO and Dr. GRPO go the same way, but not as far in as
+  many updates.
 - GRPO as published goes elsewhere for two reasons, each with a test: the gradient of k3 in a loss is that of the other divergence, and
   advantages in deviations make the coefficient grow and fall with the spread of the scores. Its `kl_coef` is beta here, in deviations.
 - What has no KL (Dr. GRPO as published, expert iteration) or learns from choices alone (online DPO, the better one preferred) goes past
