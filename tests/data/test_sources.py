@@ -189,3 +189,14 @@ def test_a_data_set_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("datasets.load_dataset", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("offline\nstack")))
     with pytest.raises(UserError, match=r"^owner/name: no such file or folder here, and not readable from the Hugging Face Hub: offline$"):
         read_texts("owner/name?split=train")
+
+
+def test_some_rows_of_what_ships_with_the_package() -> None:
+    everything = read_texts("asset:prompts")
+    first, rest = read_texts("asset:prompts?rows=:100"), read_texts("asset:prompts?rows=100:")
+    assert (len(first), [*first, *rest]) == (100, everything)
+    assert read_texts("asset:prompts?rows=2:4") == everything[2:4]
+    with pytest.raises(UserError, match="rows='100': expected FIRST:END"):
+        read_texts("asset:prompts?rows=100")
+    with pytest.raises(UserError, match="asset:nothing: no such file"):
+        read_texts("asset:nothing")

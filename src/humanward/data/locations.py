@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -18,6 +19,7 @@ from humanward.records.files import Limits
 Rows = Iterator[tuple[str, dict[str, Any]]]
 """(``file:line`` or ``place: row n``, columns) of each row."""
 HUB_SETTINGS = ("split", "config")
+_PART = re.compile(r"(\d*):(\d*)")
 _OWNER_NAME = re.compile(r"([A-Za-z0-9][\w.-]*)/[\w.-]+")
 
 
@@ -46,8 +48,22 @@ class Location:
 
     @property
     def path(self) -> Path:
-        """The place as a path."""
+        """The place as a path; ``asset:NAME`` is the file of that name that ships with the package."""
+        if self.place.startswith("asset:"):
+            return Path(str(files("humanward") / "assets" / f"{self.place.removeprefix('asset:')}.jsonl.gz"))
         return Path(self.place).expanduser()
+
+    @property
+    def part(self) -> tuple[int, int | None]:
+        """(first, end) of the rows that are wanted, from ``rows=FIRST:END``, counted from 0; the end itself is left out.
+
+        Raises:
+            UserError: it is not written so.
+        """
+        found = _PART.fullmatch(self.settings.get("rows", ":"))
+        if found is None:
+            raise UserError(f"{self.place}: rows={self.settings['rows']!r}: expected FIRST:END, for example rows=0:1000")
+        return int(found[1] or 0), int(found[2]) if found[2] else None
 
     def rows(self, read_file: Callable[[Path], Rows], suffixes: Sequence[str]) -> Rows:
         """The rows of all files there, in the order of their names, or of the data set there.

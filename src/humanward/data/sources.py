@@ -1,14 +1,16 @@
 """Texts from files, folders and Hugging Face data sets: one row at a time, every fault one line with file:line.
 
 A source is written as ``LOCATION`` or ``LOCATION?setting=value&…``. LOCATION is a .txt, .jsonl, .jsonl.gz or .parquet file, a folder of
-such files, a folder made by ``datasets.save_to_disk``, or ``owner/name`` on the Hugging Face Hub. Settings: ``text``, ``prompt`` and
-``response`` name the columns, ``split`` and ``config`` choose a part of a Hugging Face data set.
+such files, a folder made by ``datasets.save_to_disk``, ``owner/name`` on the Hugging Face Hub, or ``asset:NAME``, which ships with the
+package. Settings: ``text``, ``prompt`` and ``response`` name the columns, ``rows=FIRST:END`` takes some of the rows, ``split`` and
+``config`` choose a part of a Hugging Face data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from humanward.errors import UserError
 from humanward.records import content_id, read_jsonl
 from humanward.records.files import Limits
 
-SETTINGS = ("text", "prompt", "response", *HUB_SETTINGS)
+SETTINGS = ("text", "prompt", "response", "rows", *HUB_SETTINGS)
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 RESPONSE_COLUMNS = ("response", "completion")
 
@@ -57,7 +59,7 @@ def iter_texts(spec: str | Path) -> Iterator[Text]:
     source = Location.parse(spec, SETTINGS)
     known: dict[str, str] = {}
     rows = 0
-    for where, row in source.rows(lambda path: _file_rows(path, source.settings.get("text", "text")), SUFFIXES):
+    for where, row in islice(source.rows(lambda path: _file_rows(path, source.settings.get("text", "text")), SUFFIXES), *source.part):
         rows += 1
         text = _text(row, where, source.settings)
         if text is None:

@@ -202,8 +202,6 @@ class Context:
         source = self.config.prompts
         if source == "labels":
             return list({q.prompt.tokens: q.prompt for q in self.given_labels[0]}.values())
-        if source.startswith("asset:"):
-            source = str(Path(resolve("asset:storyteller")).parent / f"{source.removeprefix('asset:')}.jsonl.gz")
         found = islice(self.task.iter_prompts(iter_texts(source), passages=self.config.passages), PROMPTS_AT_MOST)
         unique = list({p.tokens: p for p in found}.values())
         wanted = self.config.evaluation.prompts
