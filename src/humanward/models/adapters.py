@@ -209,7 +209,7 @@ def _settings_of(trunk: nn.Module, name: str) -> Any:
     return copy.deepcopy(trunk.peft_config[name])  # pyright: ignore[reportIndexIssue, reportArgumentType]
 
 
-def save_model(model: PreTrainedModel, adapter: str | None, folder: Path, *, merged: bool = True) -> None:
+def save_model(model: PreTrainedModel, adapter: str | None, folder: str | Path, *, merged: bool = True) -> None:
     """A language model as an ordinary Hugging Face folder, its adapter added to the weights; or, not ``merged``, the adapter alone.
 
     The latter is peft's own kind of folder and names the model that it was made on.
@@ -220,6 +220,7 @@ def save_model(model: PreTrainedModel, adapter: str | None, folder: Path, *, mer
         plain, state = _plain(model, adapter)
         plain.save_pretrained(folder, state_dict=state)
         return
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = _settings_of(trunk_of(model), adapter)
     base = Path(str(model.config._name_or_path))

@@ -296,7 +296,7 @@ class Policy(nn.Module):
         reference.adapter = self.adapter
         return reference.requires_grad_(False).eval()
 
-    def save(self, folder: Path, *, merged: bool = True) -> None:
+    def save(self, folder: str | Path, *, merged: bool = True) -> None:
         """An ordinary Hugging Face folder; the value head, if any, in a file of its own beside it.
 
         Not ``merged``: its adapter alone, as a peft folder.
@@ -304,7 +304,7 @@ class Policy(nn.Module):
         save_model(self.model, self.adapter, folder, merged=merged)
         self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
-            save_file({name: tensor.detach() for name, tensor in self.value_head.state_dict().items()}, folder / _VALUE_HEAD)
+            save_file({name: tensor.detach() for name, tensor in self.value_head.state_dict().items()}, Path(folder) / _VALUE_HEAD)
 
 
 def _padded_states(hidden: Float[Tensor, "N D"], mask: Bool[Tensor, "B *K R"]) -> Float[Tensor, "B *K R D"]:

@@ -95,7 +95,7 @@ class Groups:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of a batch for inspection."""
-        return vars(self.rollout) | {"worth": self.worth}
+        return self.rollout.tensors() | {"worth": self.worth}
 
     @property
     def responses(self) -> int:
