@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from humanward.evaluation import accuracy_by, calibration, length_bias, probe, probes
+from humanward.evaluation import accuracy_by, calibration, concordance, length_bias, probe, probes
 from humanward.evaluation.reward_models import confidence_group, negated, policy_pair, reversed_roles, shuffled_sentences
 
 PROMPTS = ["a", "b", "c", "d"]
@@ -46,6 +46,15 @@ def test_who_knows_the_probabilities_is_calibrated_and_who_exaggerates_is_not() 
     assert honest["ece"] < 0.02
     assert loud["low"] > 0.1
     assert loud["low"] <= loud["ece"] <= loud["high"]
+
+
+def test_who_was_liked_scores_higher_than_who_was_not() -> None:
+    # Liked: 3 and 1. Not: 2 and 1. Of the four pairs 3 > 2, 3 > 1 and not 1 > 2; 1 against 1 counts half: 2.5 of 4.
+    found = concordance([3.0, 1.0, 2.0, 1.0], [1.0, 1.0, 0.0, 0.0])
+    assert (found["rate"], found["responses"]) == (0.625, 4)
+    assert found["low"] <= 0.625 <= found["high"]
+    assert concordance([1.0, 2.0, 3.0], [2.0, 5.0, 9.0])["rate"] == 1.0
+    assert concordance([1.0, 2.0], [1.0, 1.0])["rate"] is None
 
 
 def test_a_score_of_words_is_found_to_follow_length() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from humanward.maths import (
     all_pairs_loss,
     best_of_k_loss,
+    binary_loss,
     choice_loss,
     difference_loss,
     pair_loss,
@@ -178,3 +179,22 @@ def test_the_order_in_which_responses_stand_does_not_matter(order: list[int]) ->
     assert choice_loss(scores[:, order], soft[:, order], noise=0.1).item() == pytest.approx(choice_loss(scores, soft, noise=0.1).item())
     for loss in (lambda s, r: all_pairs_loss(s, r, margin=0.3, noise=0.1), plackett_luce_loss):
         assert loss(scores[:, order], ranks[:, order]).item() == pytest.approx(loss(scores, ranks).item())
+
+
+def test_what_was_liked_is_scored_up_and_what_was_not_down() -> None:
+    scores = torch.tensor([0.0, math.log(3), math.log(3)], dtype=DOUBLE, requires_grad=True)
+    liked = torch.tensor([1.0, 1.0, 0.0], dtype=DOUBLE)
+    # sigmoid(0) = 1/2, sigmoid(log 3) = 3/4: log 2, -log 3/4, -log 1/4.
+    loss = binary_loss(scores, liked)
+    assert loss.tolist() == pytest.approx([math.log(2), math.log(4 / 3), math.log(4)])
+    loss.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([-0.5, -0.25, 0.75])
+    # With a fifth of the answers given blindly: 0.8 * 3/4 + 0.1 = 0.7, and 0.8 * 1/4 + 0.1 = 0.3.
+    assert binary_loss(scores, liked, noise=0.2)[1:].tolist() == pytest.approx([-math.log(0.7), -math.log(0.3)])
+    # A pair of K = 2, one score held at 0, is the same question.
+    pairs = torch.stack([scores, torch.zeros_like(scores)], dim=1)
+    both = choice_loss(pairs, torch.stack([liked, 1 - liked], dim=1), noise=0.2)
+    assert binary_loss(scores, liked, noise=0.2).tolist() == pytest.approx(both.tolist())
+    with pytest.raises(ValueError, match="noise"):
+        binary_loss(scores, liked, noise=1.0)

@@ -33,6 +33,12 @@ def test_json_round_trip(noun: Any) -> None:
     assert type(noun).from_json(json.loads(json.dumps(noun.to_json()))) == noun
 
 
+def test_a_question_that_was_drawn_says_how_probably() -> None:
+    question = Question("q", Prompt("p", "text"), (), propensity=0.25)
+    assert Question.from_json(question.to_json()) == question
+    assert "propensity" not in Question("q", Prompt("p", "text"), ()).to_json(), "questions of older stores stay the same bytes"
+
+
 def test_nouns_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         Prompt("p", "text").text = "other"  # type: ignore[misc]
@@ -64,6 +70,11 @@ FAULTS: list[tuple[type, Any, str]] = [
     (Question, {"prompt": {"txt": "a"}, "responses": []}, "line: prompt: text is missing"),
     (Question, {"prompt": {"text": "a"}, "responses": [], "overlap": 0}, "line: overlap: expected a whole number of at least 1, found 0"),
     (Question, {"prompt": {"text": "a"}, "responses": [], "split": "test"}, "line: split: expected train or validation, found 'test'"),
+    (
+        Question,
+        {"prompt": {"text": "a"}, "responses": [], "propensity": 0},
+        "line: propensity: expected a number above 0, at most 1, found 0",
+    ),
     (Label, {"id": "l", "question_id": "q", "labeler": "a", "kind": "pair"}, "line: answer is missing"),
     (
         Label,

@@ -215,6 +215,46 @@ def test_results_of_the_wrong_shape_do_not_stop_the_report(run: Path, key: str, 
     summary(run)
 
 
+@pytest.mark.parametrize("key", ["reward_validation", "reward_probes", "reward_members"])
+def test_checks_of_the_reward_model_of_the_wrong_shape_are_left_out(run: Path, key: str):
+    for value in ("x", [[]], {"members": 3, "calibration": {"ece": 1, "curve": [{"predicted": "x"}, 3]}, "by": {"round": [7, {}]}}):
+        change(run, **{key: value})
+        page(run)
+
+
+def test_the_checks_of_the_reward_model_are_told(run: Path):
+    text = page(run).text.replace("\u00a0", " ")
+    for expected in (
+        "Where it was right",
+        "pairs of responses by policy and reference",
+        "labeler labeler-3",
+        "Does it know what it knows?",
+        "Expected calibration error",
+        "What it can be fooled by",
+        "sentences shuffled",
+        "correlate by 0.220",
+        "less 0.500 of their deviation: 3 reward models",
+        "score of the PPO policy's responses",
+        "accuracy of member 3 on what its own draw left out",
+    ):
+        assert expected in text, expected
+
+
+def test_a_run_without_an_evaluation_shows_what_its_reward_model_knew(run: Path):
+    found = json.loads((run / "evaluation/results.json").read_text())
+    (run / "evaluation/results.json").unlink()
+    assert "Does it know" not in page(run).text
+    for number, accuracy in ((2, 0.55), (10, 0.66)):
+        (run / f"rounds/{number}/reward").mkdir(parents=True)
+        rows = [{"round": number, "accuracy": accuracy, "low": 0.5, "high": 0.7, "questions": 90, "chance": 0.25}]
+        measured = {"reward_model": rows, "reward_validation": found["reward_validation"]}
+        (run / f"rounds/{number}/reward/measured.json").write_text(json.dumps(measured))
+    text = page(run).text.replace("\u00a0", " ")
+    assert "66.0 %" in text
+    assert "55.0 %" not in text
+    assert "Does it know what it knows?" in text
+
+
 def test_a_rate_that_contradicts_its_counts_is_noted(run: Path):
     row = {"policy": "ppo", "against": "reference", "wins": 1, "losses": 9, "ties": 0, "rate": 0.9, "low": 0.1, "high": 0.2}
     change(run, win_rates=[row])

@@ -15,7 +15,7 @@ import torch
 from humanward.feedback import Snapshot, Store
 from humanward.models import RewardModel
 from humanward.records import Question, read_jsonl
-from humanward.rounds import Loop, stages
+from humanward.rounds import Loop, frozen, reward_fitting, stages
 
 INITIAL, SECOND = 40, 12
 """56 - (56 - 40) * (1 - 1/2)^2 = 52 labels are due at half of PPO."""
@@ -63,7 +63,7 @@ def test_all_responses_of_other_questions_come_from_the_current_policy(loop: Loo
 
 def test_a_round_trains_on_the_validation_questions_of_earlier_rounds(loop: Loop) -> None:
     for number, own, labels in ((1, 10, 38), (2, 3, 59)):
-        training, validation = stages.comparisons(loop.context, number)
+        training, validation = frozen.comparisons(loop.context, number)
         assert len({c.question_id for c in validation}) == own
         # 0.1 * 40 = 4 questions of the first round and 1 of the second have three answers instead of one.
         assert len(training) == labels
@@ -74,7 +74,7 @@ def test_a_round_trains_on_the_validation_questions_of_earlier_rounds(loop: Loop
 
 def test_each_reward_model_begins_from_the_reference(loop: Loop) -> None:
     reference = loop.context.policy(loop.config.model).model
-    first, second = (stages.new_reward_model(loop.context, number) for number in (1, 2))
+    first, second = (reward_fitting.new_reward_model(loop.context, number) for number in (1, 2))
     assert not torch.equal(first.score_head.weight, second.score_head.weight)
     for new in (first, second):
         assert all(torch.equal(new.model.state_dict()[name], tensor) for name, tensor in reference.state_dict().items())
@@ -83,10 +83,10 @@ def test_each_reward_model_begins_from_the_reference(loop: Loop) -> None:
 
 
 def test_the_random_head_is_as_large_as_the_setting_says(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = stages.new_reward_model(loop.context, 1)
+    full = reward_fitting.new_reward_model(loop.context, 1)
     reward = loop.config.reward.model_copy(update={"head_scale": 0.25})
     monkeypatch.setattr(loop.context, "config", loop.config.model_copy(update={"reward": reward}))
-    torch.testing.assert_close(stages.new_reward_model(loop.context, 1).score_head.weight, 0.25 * full.score_head.weight)
+    torch.testing.assert_close(reward_fitting.new_reward_model(loop.context, 1).score_head.weight, 0.25 * full.score_head.weight)
 
 
 def test_the_reward_model_of_a_round_has_seen_all_labels_so_far(loop: Loop) -> None:
@@ -117,13 +117,16 @@ def test_only_so_many_questions_are_outstanding(loop: Loop, tmp_path: Path, monk
     assert seen == [(16, 0), (32, 16), (40, 32)], "the next 16 wait until the first are answered"
 
 
-def test_the_order_in_which_labels_arrive_changes_no_byte_of_the_reward_model(loop: Loop, tmp_path: Path) -> None:
+def test_the_order_in_which_labels_arrive_changes_no_byte_of_the_reward_model(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """20 orders, with other ids, times and seconds; the reward model is all that the rest of a round sees of its labels."""
     source, copy = loop.folder.path, tmp_path / "run"
     shutil.copytree(source, copy)
     context = Loop(copy, labelers=loop.context.labelers).context
     given = snapshot(loop, 1)
-    files = ("model.safetensors", "score_head.safetensors", "validation.json")
+    monkeypatch.setattr(reward_fitting, "measured", lambda *_: {})  # it follows from predictions.jsonl, with many resamplings
+    files = ("model.safetensors", "score_head.safetensors", "validation.json", "predictions.jsonl")
 
     def fitted(run: Path) -> list[bytes]:
         return [(run / "rounds/1/reward" / name).read_bytes() for name in files]
@@ -139,7 +142,7 @@ def test_the_order_in_which_labels_arrive_changes_no_byte_of_the_reward_model(lo
         store.snapshot(1).save(copy / "rounds/1/labels/snapshot.jsonl")
         store.close()
         shutil.rmtree(copy / "rounds/1/reward")
-        stages.fit_reward(context, 1, copy / "rounds/1/reward")
+        reward_fitting.fit_reward(context, 1, copy / "rounds/1/reward")
         shutil.rmtree(copy / "checkpoints/reward-1")
         assert fitted(copy) == fitted(source)
     assert len(arrivals) == 20

@@ -32,6 +32,9 @@ def labelled(kind: str, count: int = 48) -> list[Comparison]:
         if kind == "rating":
             shown = [[BETTER, WORSE, MIDDLE][n % 3]]
             target = float(3 + 2 * shown[0].count(GOOD))
+        elif kind == "binary":
+            shown = [[BETTER, WORSE][n % 2]]
+            target = float(GOOD in shown[0])
         elif kind == "difference":
             target = float(goods[0] - goods[1])
         elif kind == "soft":
@@ -81,7 +84,7 @@ def test_every_loss_of_every_kind_learns_what_was_liked(kind: str, loss: str) ->
     if kind in ("ranking", "rating"):
         assert better > middle > worse
     assert one.history[-1]["loss"] < one.history[0]["loss"]  # type: ignore[attr-defined]
-    assert ("accuracy" in one.history[0]) == (kind != "rating")  # type: ignore[attr-defined]
+    assert ("accuracy" in one.history[0]) == (kind not in ("rating", "binary"))  # type: ignore[attr-defined]
 
 
 def test_regression_gives_the_scores_that_were_given() -> None:
@@ -90,6 +93,17 @@ def test_regression_gives_the_scores_that_were_given() -> None:
     two = fitted(labelled("difference"), epochs=8)
     better, worse = scores(two.reward_model, BETTER, WORSE)
     assert better - worse == pytest.approx(2.0, abs=0.3)
+
+
+def test_a_score_of_liked_and_disliked_is_the_log_odds() -> None:
+    better, worse = scores(fitted(labelled("binary"), epochs=8).reward_model, BETTER, WORSE)
+    assert worse < -1 < 1 < better
+    # Every fourth label is wrong: scores that say 3/4 are log 3 = 1.1 from even, unless the noise is known to be there.
+    wrong = [replace(c, target=1.0 - float(c.target)) if n % 4 == n // 4 % 4 else c for n, c in enumerate(labelled("binary"))]  # type: ignore[arg-type]
+    plain, _ = scores(fitted(wrong, epochs=8).reward_model, BETTER, WORSE)
+    assert plain == pytest.approx(1.1, abs=0.5)
+    knowing, _ = scores(fitted(wrong, epochs=8, label_noise=0.45).reward_model, BETTER, WORSE)
+    assert knowing > plain + 0.5
 
 
 def test_a_margin_spreads_the_scores_and_noise_explains_wrong_labels() -> None:

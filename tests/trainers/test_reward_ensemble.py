@@ -11,11 +11,11 @@ import torch
 
 from humanward.errors import UserError
 from humanward.maths import bald, choice_variance
-from humanward.models import RewardEnsemble, RewardModel
+from humanward.models import RewardEnsemble, RewardModel, save_classifier
 from humanward.models.reward_ensemble import full_members, lora_members
 from humanward.storage import Checkpoints
 from humanward.trainers import EnsembleTrainer, PPOConfig, PPOTrainer, RewardConfig, Surroundings, TextReward, load_reward, train
-from humanward.trainers.reward_ensemble import bootstrap, choice_probabilities
+from humanward.trainers.reward_ensemble import bootstrap, choice_probabilities, hold_out
 from humanward.trainers.scoring import score_episodes
 from humanward.trainers.selftest import tiny_policy, tiny_task
 
@@ -61,6 +61,46 @@ def test_a_resample_is_as_large_as_the_data_and_leaves_out_one_in_e() -> None:
     assert len(set(drawn)) + len(left) == 4000
     assert len(left) / 4000 == pytest.approx(0.3679, abs=0.02)  # four deviations
     assert bootstrap(1, 0, 50) == bootstrap(1, 0, 50) != bootstrap(1, 1, 50)
+
+
+def test_what_is_held_out_is_one_in_e_by_lot_and_each_question_is_on_one_side() -> None:
+    kept, left = hold_out(1, 0, 100)
+    assert len(left) == 37  # 100 / 2.71828
+    assert sorted(kept + left) == list(range(100))
+    assert hold_out(1, 0, 100) == (kept, left) != hold_out(1, 1, 100)
+
+
+def test_choices_are_believed_on_the_scale_of_the_fit(problems: ModuleType) -> None:
+    """Normalising divides scores by their deviation; what the labels were explained by must not change."""
+    one = problems.reward()
+    one.start()
+    for index in range(one.total_steps):
+        one.step(index)
+    before = choice_probabilities(one.reward_model, one.comparisons)
+    one.finish()
+    assert float(one.reward_model.choice_scale) != pytest.approx(1.0, abs=1e-3)
+    after = choice_probabilities(one.reward_model, one.comparisons)
+    assert after.shape == (1, 16, 3)
+    assert abs(after - before).max() < 1e-5
+
+
+def test_a_member_on_a_shared_trunk_is_a_classifier_of_its_own(problems: ModuleType, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    made = trainer(problems, "lora")
+    train(made)
+    e = problems.episodes()
+    rows = torch.cat([e.prompts, e.responses], dim=1)
+    mask = torch.cat([e.prompt_mask, e.response_mask], dim=1)
+    with torch.no_grad():
+        expected = made.ensemble.member_scores(*batch(problems))[:, :, 0]
+    for number, member in enumerate(made.ensemble.members):
+        assert isinstance(member, RewardModel)
+        shift = save_classifier(member, tmp_path / str(number))
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / str(number))
+        for n in range(len(rows)):
+            logit = float(classifier(input_ids=rows[n : n + 1, mask[n]]).logits[0, 0].detach())
+            assert logit + shift == pytest.approx(float(expected[number, n]), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,7 +10,23 @@ from typing import Annotated, Any
 import typer
 
 from humanward import __version__
-from humanward.cli import compare, data, demo, doctor, export, init, label, listings, loop, report, reward_curve, stages, status, study
+from humanward.cli import (
+    compare,
+    data,
+    demo,
+    doctor,
+    export,
+    init,
+    label,
+    listings,
+    loop,
+    report,
+    reward_curve,
+    reward_export,
+    stages,
+    status,
+    study,
+)
 from humanward.cli.terminal import is_main_process, keep_others_quiet
 from humanward.errors import RunError, UserError
 from humanward.storage import Stopped
@@ -42,7 +58,24 @@ def common(
         print(context.get_help())
 
 
-for commands in (demo, loop, compare, init, stages, label, report, reward_curve, study, status, data, export, listings, doctor):
+COMMANDS = (
+    demo,
+    loop,
+    compare,
+    init,
+    stages,
+    label,
+    report,
+    reward_curve,
+    reward_export,
+    study,
+    status,
+    data,
+    export,
+    listings,
+    doctor,
+)
+for commands in COMMANDS:
     commands.register(app)
 
 

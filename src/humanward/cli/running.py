@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +25,10 @@ def run_loop(folder: Path, config: LoopConfig | None, *, only: str | None = None
         only: the name that the next stage must have.
         as_json: the result as one JSON object.
     """
-    with StopFlag() as stop:
-        note("starting …")
-        from humanward.cli.space import check_space_for
-        from humanward.models import keep_freed_memory
-        from humanward.rounds import Loop
-
-        keep_freed_memory()
-        bars = Bars(lambda: loop.now)
-        loop = Loop(folder, config, progress=bars, stop=stop, tell=bars.tell)
+    with opened(folder, config) as (loop, bars):
         pending = loop.pending()
         if pending or only is not None:
-            _say_where(loop, pending)
-            check_space_for(loop.config, folder)
-            with bars:
-                done = loop.run(only)
+            done = _do(loop, bars, pending, only=only)
         else:
             note(f"{folder}: finished already")
             done = []
@@ -48,6 +39,40 @@ def run_loop(folder: Path, config: LoopConfig | None, *, only: str | None = None
             _say_next(loop, done, pending, as_json)
         else:
             _say_result(folder, done, as_json)
+
+
+def run_before(folder: Path, config: LoopConfig, name: str) -> bool:
+    """Do what is pending of a run before its first stage ``name``; returns whether it is for this process to speak."""
+    with opened(folder, config) as (loop, bars):
+        pending = loop.pending()
+        if not pending or pending[0].name == name:
+            note(f"{folder}: done already")
+        else:
+            _do(loop, bars, pending, before=name)
+        return loop.accelerator.is_main_process
+
+
+@contextmanager
+def opened(folder: Path, config: LoopConfig | None) -> Iterator[tuple[Loop, Bars]]:
+    """A run and the bars of its progress, while stop signals are heard."""
+    with StopFlag() as stop:
+        note("starting …")
+        from humanward.models import keep_freed_memory
+        from humanward.rounds import Loop
+
+        keep_freed_memory()
+        bars = Bars(lambda: loop.now)
+        loop = Loop(folder, config, progress=bars, stop=stop, tell=bars.tell)
+        yield loop, bars
+
+
+def _do(loop: Loop, bars: Bars, pending: list[Stage], *, only: str | None = None, before: str | None = None) -> list[Stage]:
+    from humanward.cli.space import check_space_for
+
+    _say_where(loop, pending)
+    check_space_for(loop.config, loop.folder.path)
+    with bars:
+        return loop.run(only, before=before)
 
 
 def _say_where(loop: Loop, pending: list[Stage]) -> None:

@@ -15,8 +15,8 @@ BESIDES = 8 << 20
 """Bytes for logs, labels, samples and the report."""
 CHECKPOINT = 3
 """Weights and Adam's two moments."""
-AT_ONCE = 5
-"""Two checkpoints of the tuning, two of another training, and one that is being written."""
+TUNING, OTHERS = 2, 3
+"""Two checkpoints of the tuning; two of another training, and one that is being written."""
 
 
 def bytes_needed(config: LoopConfig, weights: int) -> int:
@@ -24,9 +24,11 @@ def bytes_needed(config: LoopConfig, weights: int) -> int:
     if config.lora is not None:
         # What is trained is a few percent; a fine-tuned model and the exported policy are whole.
         return ((config.sft is not None) + (config.lora.save == "merged") + 1) * weights + BESIDES
+    ensemble = config.reward.ensemble
+    copies = ensemble.members if config.fits_reward and ensemble is not None and ensemble.kind == "full" else 1
     trainings = sum(part is not None for part in (config.sft, config.dpo.sft_first, config.baseline_sft))
-    folders = (1 + config.fits_reward) * config.labels.rounds + trainings + 1
-    return (CHECKPOINT * AT_ONCE + folders) * weights + BESIDES
+    folders = (1 + copies * config.fits_reward) * config.labels.rounds + trainings + 1
+    return (CHECKPOINT * (TUNING + OTHERS * copies) + folders) * weights + BESIDES
 
 
 def weight_bytes(model: str) -> int:

@@ -108,6 +108,34 @@ def calibration(scores: Sequence[Sequence[float]], best: Sequence[int], *, bins:
     return {"curve": curve, "ece": ece(everything), "low": low, "high": high, "questions": len(table)}
 
 
+def concordance(scores: Sequence[float], targets: Sequence[float], *, most: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """How often, of two responses that were judged differently, each alone, the one that was judged better scores higher.
+
+    For liked against disliked ones it is the area under the curve of hits against false alarms; 1/2 is blind.
+
+    Args:
+        scores: of each response.
+        targets: what it was given, larger is better.
+        most: responses looked at; the first of them.
+        seed: of the interval's resampling.
+
+    Returns:
+        ``rate`` (equal scores count half), ``low`` and ``high`` (bootstrap by response, 95 %), ``responses``; None where all were judged
+        alike.
+    """
+    table = np.stack([np.asarray(scores[:most], dtype=float), np.asarray(targets[:most], dtype=float)], axis=1)
+
+    def rate(rows: NDArray[Any]) -> float:
+        s, t = rows[:, 0], rows[:, 1]
+        better = t[:, None] > t[None]
+        return float(((s[:, None] > s[None]) + 0.5 * (s[:, None] == s[None]))[better].mean()) if better.any() else 0.5
+
+    if len(table) == 0 or (table[:, 1] == table[0, 1]).all():
+        return {"rate": None, "low": 0.0, "high": 1.0, "responses": len(table)}
+    low, high = bootstrap_interval(table, rate, seed, resamples=200)
+    return {"rate": rate(table), "low": low, "high": high, "responses": len(table)}
+
+
 def length_bias(scorer: Scorer, prompts: Sequence[str], responses: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
     """How far a score goes with the number of words: Spearman's correlation, with its 95 % bootstrap interval by prompt.
 

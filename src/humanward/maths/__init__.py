@@ -93,7 +93,15 @@ if TYPE_CHECKING:
         plackett_luce_loss,
         reverse_kl,
     )
-    from humanward.maths.reward_losses import all_pairs_loss, best_of_k_loss, choice_loss, difference_loss, pair_loss, rating_loss
+    from humanward.maths.reward_losses import (
+        all_pairs_loss,
+        best_of_k_loss,
+        binary_loss,
+        choice_loss,
+        difference_loss,
+        pair_loss,
+        rating_loss,
+    )
     from humanward.maths.schedules import cosine, labels_required, linear_to_zero
     from humanward.maths.sequential import (
         WinRateSequence,
@@ -136,6 +144,7 @@ __all__ = [
     "best_of_k_loss",
     "best_of_n_frontier",
     "betting_capital",
+    "binary_loss",
     "bootstrap_interval",
     "chance_agreement_test",
     "choice_loss",
@@ -313,7 +322,15 @@ _MODULES = {
         "plackett_luce_loss",
         "reverse_kl",
     ),
-    "reward_losses": ("all_pairs_loss", "best_of_k_loss", "choice_loss", "difference_loss", "pair_loss", "rating_loss"),
+    "reward_losses": (
+        "all_pairs_loss",
+        "best_of_k_loss",
+        "binary_loss",
+        "choice_loss",
+        "difference_loss",
+        "pair_loss",
+        "rating_loss",
+    ),
     "schedules": ("cosine", "labels_required", "linear_to_zero"),
     "sequential": (
         "WinRateSequence",

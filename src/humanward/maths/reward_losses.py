@@ -139,6 +139,32 @@ def difference_loss(scores: Float[Tensor, "B 2"], differences: Float[Tensor, " B
     return (scores[:, 0] - scores[:, 1] - differences).square()
 
 
+def binary_loss(scores: Float[Tensor, " B"], liked: Float[Tensor, " B"], *, noise: float = 0.0) -> Float[Tensor, " B"]:
+    """The labeler liked one response, or did not: the score is the log-odds that it is liked.
+
+        loss = -log( (1 - noise) * sigmoid(score) + noise / 2 )  where it was liked, and of sigmoid(-score) where it was not
+
+    Logistic regression. Jung et al. 2024 (arXiv:2404.04656): it bounds from above the loss of the pairs that could be made of liked and
+    disliked responses.
+
+    Args:
+        scores: r(x, y).
+        liked: 1 where the response was liked, 0 where it was not; between both, the probability of it.
+        noise: share of answers thought to be given blindly, as in ``choice_loss``.
+
+    Returns:
+        Loss per response, nats; log 2 where the score is 0. Not reduced.
+
+    Raises:
+        ValueError: ``noise`` is not in [0, 1).
+    """
+    _check_noise(noise)
+    if noise == 0:
+        return torch.nn.functional.binary_cross_entropy_with_logits(scores, liked, reduction="none")
+    good, bad = (_noisy(torch.nn.functional.logsigmoid(x), noise, 2) for x in (scores, -scores))
+    return -(liked * good + (1 - liked) * bad)
+
+
 def _noisy(logprobs: Tensor, noise: float, K: int) -> Tensor:
     """log( (1 - noise) * probability + noise / K ), without leaving the logarithm."""
     return torch.logaddexp(logprobs + math.log1p(-noise), logprobs.new_tensor(math.log(noise / K)))

@@ -19,7 +19,7 @@ from .loading import (
 from .options import check_compiler, missing_for_compile, with_options
 from .policy import NextTokens, Policy, ResponseOutputs, fingerprint
 from .precision import TYPES, DType, has_bfloat16, settled_dtype
-from .reward_ensemble import RewardEnsemble
+from .reward_ensemble import EnsembleConfig, RewardEnsemble, load_reward_model, members_of, new_ensemble
 from .reward_model import RewardModel
 from .sampling import Samples, SamplingSettings, sample_responses
 from .value_network import ValueNetwork
@@ -27,6 +27,7 @@ from .value_network import ValueNetwork
 __all__ = [
     "TYPES",
     "DType",
+    "EnsembleConfig",
     "LoraConfig",
     "NextTokens",
     "Policy",
@@ -47,10 +48,13 @@ __all__ = [
     "has_bfloat16",
     "keep_freed_memory",
     "load_causal_lm",
+    "load_reward_model",
     "load_tokenizer",
+    "members_of",
     "missing_for_compile",
     "missing_for_lora",
     "missing_for_quantization",
+    "new_ensemble",
     "packs_exactly",
     "resolve",
     "response_states",

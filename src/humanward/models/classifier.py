@@ -41,7 +41,7 @@ def save_classifier(reward_model: RewardModel, folder: str | Path) -> float:
     config.pad_token_id = reward_model.tokenizer.pad_token_id
     try:
         classifier: Any = AutoModelForSequenceClassification.from_config(config, dtype=next(reward_model.model.parameters()).dtype)
-        trunk_of(classifier).load_state_dict(reward_model.trunk.state_dict())
+        trunk_of(classifier).load_state_dict(reward_model.trunk_state())
         head = head_of(classifier)
     except (ValueError, RuntimeError, UserError) as error:
         raise UserError(f"{name}: cannot be saved as a sequence classifier ({str(error).splitlines()[0][:120]})") from None

@@ -7,22 +7,52 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from humanward.config import Config
 from humanward.errors import UserError
 from humanward.models.loading import load_causal_lm, load_tokenizer
-from humanward.models.policy import check_fits
 from humanward.models.reward_model import RewardModel
 
 Combine = Literal["mean", "min", "penalized"]
 FACTS = "reward_ensemble.json"
 FORMAT = 1
+
+
+class EnsembleConfig(Config):
+    """Several reward models in place of one, each fitted to a draw of the labels of its own (Christiano et al. 2017, section 2.2.3)."""
+
+    members: Annotated[int, Field(ge=2, le=32)] = 3
+    """How many; 3 in Christiano et al. 2017."""
+    kind: Literal["full", "lora"] = "full"
+    """``full``: a copy of the model for each. ``lora``: an adapter and a head for each on one frozen trunk, for little more memory than one
+    reward model; needs peft."""
+    lora_rank: PositiveInt = 8
+    """Rank of the adapters, where the kind is ``lora``."""
+    resample: Literal["bootstrap", "hold_out", "none"] = "bootstrap"
+    """What a member is fitted to. ``bootstrap``: as many questions as there are, drawn with replacement, which leaves out about 1/e of
+    them (2017). ``hold_out``: all but 1/e of them, by lot, each once. Members are measured on what they never saw. ``none``: all, so that
+    members differ by their heads and the order of the labels."""
+    combine: Combine = "mean"
+    """One score from those of the members: their ``mean``; the lowest (``min``), the worst case; or ``penalized``, the mean less
+    ``penalty`` times their deviation. The last two give a policy nothing for what the members disagree about (Coste et al. 2024)."""
+    penalty: NonNegativeFloat = 1.0
+    """Score units taken off per unit of the members' deviation, where they are ``penalized``."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EnsembleConfig:
+        fields = type(self).model_fields
+        for name, other, reader in (("lora_rank", "kind", "lora"), ("penalty", "combine", "penalized")):
+            if getattr(self, name) != fields[name].default and getattr(self, other) != reader:
+                raise ValueError(f"{name} is read where {other} is {reader}, not {getattr(self, other)}; leave it out or change {other}")
+        return self
 
 
 class RewardEnsemble(nn.Module):
@@ -121,6 +151,21 @@ class RewardEnsemble(nn.Module):
         return cls(members, combine=facts["combine"], penalty=float(facts["penalty"])).eval()
 
 
+def members_of(model: RewardModel | RewardEnsemble) -> list[RewardModel]:
+    """The members of an ensemble; a reward model is its own only one."""
+    return [*model.members] if isinstance(model, RewardEnsemble) else [model]  # pyright: ignore[reportReturnType]
+
+
+def load_reward_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> RewardModel | RewardEnsemble:
+    """Whichever of both a folder holds.
+
+    Raises:
+        UserError: neither is there.
+    """
+    kind = RewardEnsemble if (Path(folder) / FACTS).exists() else RewardModel
+    return kind.load(folder, dtype=dtype)
+
+
 class LoraMember(RewardModel):
     """A reward model on a trunk that it shares: its own are an adapter and a head. It is the trunk's guest for each forward."""
 
@@ -154,6 +199,15 @@ class LoraMember(RewardModel):
         mark = f".{self.adapter}."
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name and mark in f"{name}."}
 
+    def trunk_state(self) -> dict[str, Tensor]:
+        """The weights of the trunk with this member's adapter worked in."""
+        state = {name.replace(".base_layer.", "."): t for name, t in self.trunk.state_dict().items() if "lora_" not in name}
+        for name, module in self.trunk.named_modules():
+            if self.adapter in getattr(module, "lora_A", {}):
+                changed: Tensor = module.get_delta_weight(self.adapter)  # pyright: ignore[reportCallIssue]
+                state[f"{name}.weight"] = state[f"{name}.weight"] + changed.to(state[f"{name}.weight"].dtype)
+        return state
+
     def forward(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
         self.activate()
         return super().forward(prompts, prompt_mask, responses, response_mask)
@@ -185,6 +239,15 @@ def lora_members(
     return [LoraMember.on(model, tokenizer, f"member{n}", rank=rank, **settings) for n in range(count)]
 
 
+def new_ensemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EnsembleConfig, **settings: Any) -> RewardEnsemble:
+    """Members as the settings say, with random heads; ``settings`` are those of ``RewardModel``."""
+    if config.kind == "lora":
+        members: Sequence[RewardModel] = lora_members(model, tokenizer, config.members, rank=config.lora_rank, **settings)
+    else:
+        members = full_members(model, tokenizer, config.members, **settings)
+    return RewardEnsemble(members, combine=config.combine, penalty=config.penalty)
+
+
 def _save_shared(ensemble: RewardEnsemble, folder: Path) -> None:
     from safetensors.torch import save_file
 
@@ -193,9 +256,8 @@ def _save_shared(ensemble: RewardEnsemble, folder: Path) -> None:
     ensemble.tokenizer.save_pretrained(folder)
     for number, member in enumerate(ensemble.members):
         assert isinstance(member, LoraMember)
-        head = {"weight": member.score_head.weight, "head_bias": member.score_head.bias, "gain": member.gain, "bias": member.bias}
-        found = {f"head.{name}": t for name, t in head.items()} | {f"adapter.{name}": t for name, t in member.adapter_tensors().items()}
-        save_file({name: t.detach().clone().contiguous() for name, t in found.items()}, folder / f"member-{number}.safetensors")
+        adapter = {f"adapter.{name}": t.detach().clone().contiguous() for name, t in member.adapter_tensors().items()}
+        save_file({f"head.{name}": t for name, t in member.head_tensors().items()} | adapter, folder / f"member-{number}.safetensors")
 
 
 def _load_shared(folder: Path, count: int, dtype: torch.dtype, trust_remote_code: bool) -> list[RewardModel]:
@@ -212,13 +274,10 @@ def _load_shared(folder: Path, count: int, dtype: torch.dtype, trust_remote_code
         found = load_file(file)
         rank = next(t.shape[0] for name, t in found.items() if ".lora_A." in name)
         member = LoraMember.on(model, tokenizer, f"member{number}", rank=rank)
-        check_fits(file, found["head.weight"], member.score_head.weight)
+        member.load_head(file, {name.removeprefix("head."): t for name, t in found.items() if name.startswith("head.")})
         with torch.no_grad():
-            member.score_head.weight.copy_(found["head.weight"])
-            member.score_head.bias.copy_(found["head.head_bias"])
             for name, parameter in member.adapter_tensors().items():
                 parameter.copy_(found[f"adapter.{name}"])
-        member.set_normalization(float(found["head.gain"]), float(found["head.bias"]))
         members.append(member)
     return members
 
@@ -227,5 +286,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise UserError("reward.ensemble: lora: peft is not installed; pip install 'humanward[peft]', or ensemble=full") from None
+        raise UserError("reward.ensemble.kind: lora: peft is not installed; pip install 'humanward[peft]', or choose full") from None
     return peft

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
@@ -37,6 +38,8 @@ class RewardModel(nn.Module):
 
     gain: Tensor
     bias: Tensor
+    choice_scale: Tensor
+    """softmax(choice_scale * scores) is how likely each response is to be chosen: what the normalisation has changed since the fit."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, head_scale: float = 1.0,
@@ -54,6 +57,7 @@ class RewardModel(nn.Module):
         self.score_head.to(next(model.parameters()).device)
         self.register_buffer("gain", torch.ones((), device=self.score_head.weight.device))
         self.register_buffer("bias", torch.zeros((), device=self.score_head.weight.device))
+        self.register_buffer("choice_scale", torch.ones((), device=self.score_head.weight.device))
         self._packs: bool | None = None
         fuse_activations(model)
         disable_dropout(self)
@@ -67,6 +71,10 @@ class RewardModel(nn.Module):
     @property
     def trunk(self) -> nn.Module:
         return trunk_of(self.model)
+
+    def trunk_state(self) -> dict[str, Tensor]:
+        """The weights of the trunk under their own names."""
+        return self.trunk.state_dict()
 
     @property
     def device(self) -> torch.device:
@@ -123,8 +131,7 @@ class RewardModel(nn.Module):
 
         save_model(self.model, self.adapter, folder, merged=merged)
         self.tokenizer.save_pretrained(folder)
-        head = {"weight": self.score_head.weight, "head_bias": self.score_head.bias, "gain": self.gain, "bias": self.bias}
-        save_file({name: tensor.detach().clone() for name, tensor in head.items()}, folder / "score_head.safetensors")
+        save_file(self.head_tensors(), folder / "score_head.safetensors")
         (folder / _FACTS).write_text(json.dumps({"format": FORMAT, "read": "last real token of the response"}) + "\n")
 
     @classmethod
@@ -157,13 +164,24 @@ class RewardModel(nn.Module):
         if on is not None:
             read_adapter(on, name, Path(folder), trained=False)
             reward_model.adapter = name
-        head = load_file(head_file)
-        check_fits(head_file, head["weight"], reward_model.score_head.weight)
-        with torch.no_grad():
-            reward_model.score_head.weight.copy_(head["weight"])
-            reward_model.score_head.bias.copy_(head["head_bias"])
-        reward_model.set_normalization(float(head["gain"]), float(head["bias"]))
+        reward_model.load_head(head_file, load_file(head_file))
         return reward_model.eval()
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """What a folder holds besides the trunk."""
+        head = {"weight": self.score_head.weight, "head_bias": self.score_head.bias}
+        head |= {"gain": self.gain, "bias": self.bias, "choice_scale": self.choice_scale}
+        return {name: tensor.detach().clone().contiguous() for name, tensor in head.items()}
+
+    @torch.no_grad()
+    def load_head(self, file: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``head_tensors`` gave; ``file`` is where it stood, for the message where it is another model's."""
+        check_fits(file, tensors["weight"], self.score_head.weight)
+        self.score_head.weight.copy_(tensors["weight"])
+        self.score_head.bias.copy_(tensors["head_bias"])
+        self.set_normalization(float(tensors["gain"]), float(tensors["bias"]))
+        if "choice_scale" in tensors:  # folders of older versions have none
+            self.choice_scale.copy_(tensors["choice_scale"])
 
 
 def _refuse_newer(file: Path) -> None:

@@ -83,12 +83,15 @@ class Question:
     """How many labelers are to answer it, >= 1."""
     instructions: str = ""
     """What the labeler is asked to do; its version is the text itself."""
+    propensity: float = 1.0
+    """The probability, above 0, with which it was drawn from the round's candidates; 1 where all of them are asked."""
 
     def to_json(self) -> dict[str, Any]:
+        """``propensity`` only where there was a draw: what was written before there was one stays the same question."""
         return {
             "id": self.id, "prompt": self.prompt.to_json(), "responses": [r.to_json() for r in self.responses], "kind": self.kind,
             "round": self.round, "split": self.split, "overlap": self.overlap, "instructions": self.instructions,
-        }  # fmt: skip
+        } | ({} if self.propensity == 1.0 else {"propensity": self.propensity})  # fmt: skip
 
     @classmethod
     def from_json(cls, obj: Any, where: str = "question") -> Self:
@@ -100,6 +103,7 @@ class Question:
         made = cls(
             read.text("id", "") or question_id(prompt, responses, kind=kind, round=number), prompt, responses, kind, number,
             read.one_of("split", ("train", "validation")), read.whole("overlap", 1, least=1), read.text("instructions", ""),
+            read.share("propensity", 1.0),
         )  # fmt: skip
         read.finish()
         return made
@@ -238,6 +242,10 @@ class _Reader:
     def weight(self, key: str) -> float:
         value = self.number(key)
         return 1.0 if value is None else value
+
+    def share(self, key: str, default: float) -> float:
+        value = self.take(key, default)
+        return float(value) if is_number(value) and 0 < value <= 1 else self._wrong(key, "a number above 0, at most 1", value)
 
     def one_of(self, key: str, choices: tuple[Any, ...]) -> Any:
         value = self.take(key, choices[0])

@@ -60,6 +60,8 @@ def summary(run_folder: Path) -> dict[str, Any]:
             {key: number(row.get(key)) for key in ("round", "accuracy", "low", "high", "questions", "chance")}
             for row in rows(run.results, "reward_model")
         ],
+        "reward_ece": {key: number(_calibration(run).get(key)) for key in ("ece", "low", "high", "questions")},
+        "reward_probes": _numbers(run, "reward_probes"),
         "text_quality": _numbers(run, "text_quality"),
         "labels": total,
         "agreement": _agreement(run),
@@ -71,6 +73,10 @@ def summary(run_folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": max(peaks, default=None),
         "missing": list(run.missing),
     }
+
+
+def _calibration(run: Run) -> dict[str, Any]:
+    return section(section(run.results, "reward_validation"), "calibration")
 
 
 def _agreement(run: Run) -> dict[str, float | None] | None:
@@ -112,6 +118,10 @@ def _context(run: Run) -> dict[str, Any]:
         "more_curves": sections.more_curves(run),
         "direct": sections.tuned_by(run) in sections.DIRECT,
         "reward_chart": sections.reward_model(run),
+        "reward_groups": sections.reward_groups(run),
+        "calibration_chart": sections.calibration_chart(run),
+        "probes_chart": sections.probes_chart(run),
+        "members": sections.members_table(run),
         "score_table": sections.score_table(run),
         "quality_table": sections.quality_table(run),
         "more_labels": sections.more_labels(run),

@@ -182,6 +182,26 @@ def accuracy_by_round(items: Sequence[tuple[float, Estimate]], *, chance: float 
     return figure
 
 
+def calibration(points: Sequence[tuple[float, float, float | None, float | None]], *, width: str) -> Figure:
+    """How often it was so over how probable the model held it, (predicted, observed, low, high), beside the diagonal of an honest one."""
+    with _axes(width, 330 if width == "wide" else 300) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate("honest", (1, 1), (-4, -14), xycoords="data", textcoords="offset points", color=MUTED, fontsize=11, ha="right")
+        axes.plot([p[0] for p in points], [p[1] for p in points], color=BLUE, linewidth=1.2)
+        for x, y, low, high in points:
+            if low is not None and high is not None:
+                axes.plot([x, x], [low, high], color=BLUE, linewidth=5, alpha=0.3, solid_capstyle="butt")
+            axes.plot([x], [y], marker="o", markersize=7, color=BLUE, markeredgecolor=PAGE)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("how probable the reward model held it that the response is chosen")
+        axes.set_ylabel("how often it was chosen")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
+            axis.set_major_locator(MaxNLocator(nbins=5))
+    return figure
+
+
 def frontier(data: Frontier, *, width: str) -> Figure:
     """Score against KL: the best that any policy could do, best-of-n, and the way that this policy went."""
     wide = width == "wide"

@@ -8,6 +8,7 @@ The files and the keys that the report reads:
     metrics.jsonl             one row per step: stage ("sft", "reward", the method's, …), round, step and that stage's numbers
     timings.jsonl             stage, round, seconds, peak_memory_bytes
     alarms.jsonl              stage, round, step, text: what the watch over the metrics said; there only if it said something
+    rounds/*/reward/measured.json   of a run without an evaluation yet: reward_model, reward_validation, reward_probes
     evaluation/results.json   labeler, seed, prompts, win_rates, scores, kl, reward_model, frontier, text_quality, labels
     evaluation/samples.jsonl  prompt, one response per policy, scores
     comparisons/*/results.json, reward_curve/results.json   only where somebody asked for them
@@ -28,6 +29,7 @@ from humanward.errors import UserError
 # What the reader of the report loses without the file; said beside the file's name when it is missing.
 ALARMS = "alarms.jsonl"
 REWARD_CURVE = "reward_curve/results.json"
+MEASURED = "rounds/*/reward/measured.json"
 CARRIES = {
     "config.yaml": "the settings of the run",
     "environment.json": "versions and hardware",
@@ -40,7 +42,8 @@ CARRIES = {
 
 
 def _carries(name: str) -> str:
-    return CARRIES.get(name) or ("what more labels would bring" if name == REWARD_CURVE else "a comparison")
+    others = {"comparisons": "a comparison", "reward_curve": "what more labels would bring", "rounds": "what the reward model knew"}
+    return CARRIES.get(name) or others[name.partition("/")[0]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def read_run(folder: Path) -> Run:
         config=_read_object(folder, "config.yaml", missing),
         environment=_read_object(folder, "environment.json", missing),
         state=_read_object(folder, "state.json", missing),
-        results=_read_object(folder, "evaluation/results.json", missing),
+        results=_read_object(folder, "evaluation/results.json", missing) or _measured_so_far(folder, missing),
         metrics=_read_rows(folder, "metrics.jsonl", missing),
         timings=_read_rows(folder, "timings.jsonl", missing),
         samples=_read_rows(folder, "evaluation/samples.jsonl", missing),
@@ -91,6 +94,12 @@ def read_run(folder: Path) -> Run:
         reward_curve=_read_object(folder, REWARD_CURVE, missing) if (folder / REWARD_CURVE).exists() else {},
         missing=missing,
     )
+
+
+def _measured_so_far(folder: Path, missing: list[str]) -> dict[str, Any]:
+    """What the newest round that has fitted a reward model measured of it: the part of the results that is known before the evaluation."""
+    newest = sorted(folder.glob(MEASURED), key=lambda path: int(path.parts[-3]) if path.parts[-3].isdigit() else 0)[-1:]
+    return _read_object(folder, str(newest[0].relative_to(folder)), missing) if newest else {}
 
 
 def _results_of(folder: Path) -> list[str]:

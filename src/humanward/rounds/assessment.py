@@ -16,10 +16,12 @@ from humanward.evaluation.win_rates import accuracy_row, mean_with_interval, win
 from humanward.feedback import Snapshot
 from humanward.feedback.agreement import agreement_report, rows_of
 from humanward.maths.optimum import best_of_n_frontier, reweighted_frontier
-from humanward.models import Policy, RewardModel
+from humanward.models import Policy, RewardEnsemble, RewardModel
 from humanward.records import Comparison, Prompt, Response
 from humanward.rounds.context import Context
+from humanward.rounds.frozen import VALIDATION
 from humanward.rounds.people import patiently
+from humanward.rounds.reward_checks import reward_checks
 from humanward.storage import read_json
 from humanward.trainers import choices, implicit_choices
 from humanward.trainers.scoring import texts, truncated
@@ -82,6 +84,9 @@ def assess(context: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             results["reward_model"] = reward_model_accuracy(context, reference, prompts)
     elif context.config.learns_labels and (rows := measured_reward_models(context)):
         results["reward_model"] = rows
+    if context.config.fits_reward:
+        # What is measured on fresh questions of a known score goes before what is measured on the labels.
+        results = reward_checks(context, prompts, {name: a.tokens for name, a in answers.items()}) | results
     return results, shown(context, prompts, answers, scores)
 
 
@@ -150,7 +155,7 @@ def true_scores(context: Context, prompts: Sequence[Prompt], answers: dict[str, 
 
 
 @torch.no_grad()
-def model_scores(model: RewardModel, rows: Sequence[Comparison]) -> list[float]:
+def model_scores(model: RewardModel | RewardEnsemble, rows: Sequence[Comparison]) -> list[float]:
     """A reward model's score of each row's first response."""
     from humanward.trainers.questions import collate
 
@@ -253,7 +258,7 @@ def measured_reward_models(context: Context) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number in range(1, context.config.labels.rounds + 1):
         model = "reward" if context.config.fits_reward else "policy"
-        found = read_json(context.path / f"rounds/{number}/{model}/validation.json")
+        found = read_json(context.path / f"rounds/{number}/{model}/{VALIDATION}")
         if found["questions"]:
             correct = [i < found["correct"] for i in range(found["questions"])]
             K = found["responses_per_question"]

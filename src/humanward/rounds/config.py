@@ -55,6 +55,15 @@ class LabelsConfig(Config):
     instructions: str | None = None
     """What people are asked to do: a text, or a .txt or .md file of it. Every label keeps the version that was shown; a file may be changed
     while a run waits, and people then see the new version first. null: one sentence that belongs to ``kind``."""
+    choice: Literal["random", "disagreement", "bald"] = "random"
+    """Which questions a round asks, from the second on; validation questions are always random. ``disagreement``: rather those about which
+    the last round's reward models differ (Christiano et al. 2017); ``bald``: rather those whose answer is expected to tell most about which
+    of them is right (Houlsby et al. 2011). Both need ``reward.ensemble``."""
+    choice_candidates: Annotated[int, Field(ge=2)] = 4
+    """Candidates that get responses for each question that is chosen."""
+    choice_uniform_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the chosen questions that are drawn whatever the reward models say: no candidate has probability 0. Every question keeps its
+    probability (``propensity``)."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of a round's questions that its reward model, or a method without one, does not see but is measured on. Half their responses
     come from the reference, half from the policy; later rounds train on them."""
@@ -86,6 +95,8 @@ class LabelsConfig(Config):
             raise ValueError(f"kind {self.kind} shows {shown} response{'s'[: shown - 1]}, not {K}; set responses_per_question to {shown}")
         if shown is None and K < 2:
             raise ValueError(f"kind {self.kind} compares responses, and there is one; set responses_per_question to 2 or more")
+        if self.choice != "random" and K == 1:
+            raise ValueError(f"choice {self.choice} asks what is chosen among several responses; kind {self.kind} shows one, choose random")
         if self.gold is not None and self.kind not in ("best_of_k", "pair"):
             raise ValueError(f"gold questions have one best response; that is no known answer to kind {self.kind}; set gold to null")
         return self
@@ -252,6 +263,18 @@ class LoopConfig(Config):
             self.group.recipe(self.method)
         if self.lora is not None and self.method == "dpo" and self.dpo.reference == "synchronised":
             raise ValueError("dpo.reference synchronised moves a reference's weights, and with lora those are frozen; set lora to null")
+        self._check_reward_models()
         if self.evaluation.frontier_prompts > self.evaluation.prompts:
             raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
         return self
+
+    def _check_reward_models(self) -> None:
+        choice, ensemble = self.labels.choice, self.reward.ensemble
+        if choice != "random" and self.labels.rounds == 1:
+            raise ValueError(f"labels.choice {choice} begins with the second round; raise labels.rounds, or choose random")
+        if choice != "random" and not self.fits_reward:
+            raise ValueError(f"labels.choice {choice} asks reward models, and method {self.method} has none; choose random")
+        if choice != "random" and ensemble is None:
+            raise ValueError(f"labels.choice {choice} needs reward models that can differ; set reward.ensemble.members=3, or choose random")
+        if ensemble is not None and ensemble.kind == "lora" and self.ppo.value_network == "reward_model":
+            raise ValueError("ppo.value_network reward_model needs a reward model with a trunk of its own; set reward.ensemble.kind=full")

@@ -24,11 +24,14 @@ from humanward.feedback import Labeler, Score, ScoreLabeler, Store, load_score
 from humanward.models import (
     TYPES,
     Policy,
+    RewardEnsemble,
     RewardModel,
     ValueNetwork,
     context_length,
     fingerprint,
     load_causal_lm,
+    load_reward_model,
+    members_of,
     sample_responses,
     with_options,
 )
@@ -48,7 +51,7 @@ PROMPTS_AT_MOST = 100_000
 warn = logging.getLogger("humanward").warning
 
 
-M = TypeVar("M", bound=Policy | RewardModel | ValueNetwork)
+M = TypeVar("M", bound=Policy | RewardModel | RewardEnsemble | ValueNetwork)
 
 
 class Context:
@@ -133,15 +136,13 @@ class Context:
             return policy.beside().take_adapter(Path(folder), name="beside", trained=False)
         return policy.reference()
 
-    def reward_model(self, round: int, *, on: Policy | None = None) -> RewardModel:
+    def reward_model(self, round: int, *, on: Policy | None = None) -> RewardModel | RewardEnsemble:
         """Of a round. ``on``: a policy whose trunk it shares, where it is kept as an adapter; several rounds' can be there at a time."""
         folder = self.path / f"rounds/{round}/reward"
         if self.is_adapter(folder):
             trunk = self.base_model() if on is None else on.model
-            model = RewardModel.load(folder, on=trunk, name=f"reward-{round}")
-        else:
-            model = RewardModel.load(folder, dtype=self.dtype)
-        return model.to(self.accelerator.device)
+            return RewardModel.load(folder, on=trunk, name=f"reward-{round}").to(self.accelerator.device)
+        return load_reward_model(folder, dtype=self.dtype).to(self.accelerator.device)
 
     def base_model(self) -> PreTrainedModel:
         """The reference's weights, to make something else of them."""
@@ -159,10 +160,14 @@ class Context:
 
     def optimized(self, model: M, *, trained: bool = True) -> M:
         """A model for a training, compiled where the settings say so; ``trained``: its activations, too, are saved as they say."""
-        return with_options(
-            model.to(self.accelerator.device), gradient_checkpointing=trained and self.config.gradient_checkpointing,
-            compiled=self.config.compile,
-        )  # fmt: skip
+        model.to(self.accelerator.device)
+        # Members of an ensemble may share one trunk.
+        parts = {id(part.trunk): part for part in members_of(model)}.values() if isinstance(model, RewardEnsemble) else [model]
+        for part in parts:
+            with_options(
+                part, gradient_checkpointing=trained and self.config.gradient_checkpointing, compiled=self.config.compile,
+            )  # fmt: skip
+        return model
 
     def policy_before(self, round: int) -> str | Path:
         """The policy that round ``round`` starts from."""

@@ -21,18 +21,8 @@ from humanward.models import settled_dtype
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, warn
 from humanward.rounds.methods import METHODS
-from humanward.rounds.stages import (
-    ask,
-    baseline,
-    check_inputs,
-    chosen_first,
-    collect,
-    evaluate,
-    export,
-    fit_reward,
-    prepare_prompts,
-    supervise,
-)
+from humanward.rounds.reward_fitting import fit_reward
+from humanward.rounds.stages import ask, baseline, check_inputs, chosen_first, collect, evaluate, export, prepare_prompts, supervise
 from humanward.storage import RunFolder, StopFlag, verify_folder
 from humanward.storage.files import write_bytes
 from humanward.trainers import Progress

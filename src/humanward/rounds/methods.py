@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from humanward.models import Policy, ValueNetwork
+from humanward.models import Policy, ValueNetwork, members_of
 from humanward.rounds.context import Context
-from humanward.rounds.stages import comparisons, first_step, save, write_accuracy
+from humanward.rounds.frozen import comparisons, write_accuracy
+from humanward.rounds.stages import first_step, save
 from humanward.trainers import DPOTrainer, GroupTrainer, PPOTrainer, Reward, Surroundings, Trainer, implicit_agreements, train
 from humanward.trainers.questions import as_judged, without_dual
 
@@ -33,7 +34,7 @@ def ppo(context: Context, round: int, output: Path) -> None:
     of_its_own = config.ppo.value_network == "reward_model"
     policy = context.policy_to_train(context.reference_folder, "ppo", value_head=not of_its_own, dropout=False)
     reference = context.policy_beside(policy, context.reference_folder)
-    value_network = ValueNetwork.from_reward_model(context.reward_model(1, on=policy)) if of_its_own else None
+    value_network = ValueNetwork.from_reward_model(members_of(context.reward_model(1, on=policy))[0]) if of_its_own else None
     trainer = PPOTrainer(
         policy, reference, context.reward(round, on=policy), [p.tokens for p in context.prompts("training")], config.ppo, task=context.task,
         seed=context.seed("ppo"), accelerator=context.accelerator, true_score=context.score, check=context.stop.check,

@@ -13,23 +13,23 @@ from humanward.errors import UserError
 from humanward.feedback import Snapshot, answer_questions
 from humanward.feedback.kinds import to_comparisons
 from humanward.maths.schedules import labels_required
-from humanward.models import Policy, RewardModel, base_of, check_compiler, check_lora, resolve
+from humanward.models import Policy, base_of, check_compiler, check_lora, resolve
 from humanward.records import Comparison, Prompt, Question, Response, read_jsonl, write_jsonl
 from humanward.records.nouns import Split, question_id
 from humanward.rounds.assessment import assess
+from humanward.rounds.choosing import Candidate, candidates_of_round, choose
 from humanward.rounds.config import LoopConfig
 from humanward.rounds.context import Context, check_settings, weights_hash
+from humanward.rounds.frozen import VALIDATION, chosen_responses, comparisons
 from humanward.rounds.people import ask_people, gold_questions, instructions, patiently
-from humanward.storage import generator, write_json
-from humanward.trainers import RewardTrainer, SFTConfig, SFTTrainer, agreements, train
+from humanward.storage import write_json
+from humanward.trainers import SFTConfig, SFTTrainer, train
 from humanward.trainers.ptx import pretraining_texts
-from humanward.trainers.questions import best_responses, without_dual
+from humanward.trainers.questions import without_dual
 from humanward.trainers.scoring import truncated
 from humanward.trainers.task_check import check_task
 
 QUESTIONS_AT_ONCE = 256
-VALIDATION = "validation.json"
-"""How right a round's model was on its validation questions; beside the model."""
 
 
 def check_inputs(context: Context) -> None:
@@ -133,24 +133,30 @@ def ask(context: Context, round: int, output: Path) -> None:
         write_jsonl(output / "questions.jsonl", (q.to_json() for q in questions))
         return
     prompts = context.prompts("training")
-    asked = sum(questions_of_round(context, r) for r in range(1, round))
-    chosen = [prompts[i] for i in index_order(context.seed("question prompts"), asked, count, len(prompts))]
+    wanted, *before = (candidates_of_round(context, r, questions_of_round(context, r)) for r in range(round, 0, -1))
+    chosen = [prompts[i] for i in index_order(context.seed("question prompts"), sum(before), wanted, len(prompts))]
     policy = context.policy(context.policy_before(round))
     reference = policy if round == 1 else context.policy(context.reference_folder)
     validation = int(count * config.labels.validation_share)
     overlap = int(count * config.labels.overlap_share)
-    questions: list[Question] = []
-    for start in range(0, count, QUESTIONS_AT_ONCE):
+    candidates: list[Candidate] = []
+    for start in range(0, wanted, QUESTIONS_AT_ONCE):
         context.cord.hold()
         part = chosen[start : start + QUESTIONS_AT_ONCE]
         splits: list[Split] = ["validation" if start + i < validation else "train" for i in range(len(part))]
         responses = question_responses(context, policy, reference, part, splits, round, start)
-        for i, (prompt, split, row) in enumerate(zip(part, splits, responses, strict=True)):
-            # Overlapping questions are counted from the end, so that validation and overlap meet only where both are large.
-            several = config.labels.overlap_labels if start + i >= count - overlap else 1
-            kind = config.labels.kind
-            questions.append(Question(question_id(prompt, row, kind=kind, round=round), prompt, row, kind, round, split, several))
-        context.progress("sample", len(questions), count, {})
+        candidates += map(Candidate, part, responses)
+        context.progress("sample", len(candidates), wanted, {})
+    asked = [(candidate, 1.0) for candidate in candidates[:validation]]
+    asked += choose(context, round, candidates[validation:], count - validation)
+    questions: list[Question] = []
+    for place, ((prompt, row), propensity) in enumerate(asked):
+        # Overlapping questions are counted from the end, so that validation and overlap meet only where both are large.
+        several = config.labels.overlap_labels if place >= count - overlap else 1
+        kind = config.labels.kind
+        split: Split = "validation" if place < validation else "train"
+        name = question_id(prompt, row, kind=kind, round=round)
+        questions.append(Question(name, prompt, row, kind, round, split, several, propensity=propensity))
     write_jsonl(output / "questions.jsonl", (q.to_json() for q in {q.id: q for q in questions}.values()))
 
 
@@ -203,57 +209,6 @@ def collect(context: Context, round: int, output: Path) -> None:
     context.store.snapshot(round).save(output / "snapshot.jsonl")
 
 
-def comparisons(context: Context, round: int, *, only_new: bool = False) -> tuple[list[Comparison], list[Comparison]]:
-    """(training, validation) of a round: a round's own validation questions are held out, those of earlier rounds are trained on, unless
-    it is to have ``only_new`` ones.
-    """
-    snapshot = Snapshot.load(context.path / f"rounds/{round}/labels/snapshot.jsonl")
-    held_out = {q.id for q in snapshot.questions if q.split == "validation" and q.round == round}
-    earlier = {q.id for q in snapshot.questions if only_new and q.round < round}
-    both: tuple[list[Comparison], list[Comparison]] = ([], [])
-    for comparison in snapshot.comparisons():
-        if comparison.question_id in earlier:
-            continue
-        both[comparison.question_id in held_out].append(context.task.tokenized(comparison))
-    return both
-
-
-def new_reward_model(context: Context, round: int) -> RewardModel:
-    """The reference's trunk with a random head: each round begins anew (2019)."""
-    head = generator(context.config.seed, "reward head", round)
-    scale = context.config.reward.head_scale
-    reward_model = RewardModel(context.base_model(), context.task.tokenizer, head_scale=scale, generator=head)
-    if context.config.lora is not None:
-        reward_model.adapt(context.config.lora, seed=context.seed("adapter of reward", round))
-    return context.optimized(reward_model)
-
-
-def fit_reward(context: Context, round: int, output: Path) -> None:
-    """Fit a new reward model to all labels so far and measure it on the round's validation questions."""
-    training, validation = comparisons(context, round)
-    settings = context.config.reward
-    prompts = context.prompts("training")
-    needed = settings.normalize_samples
-    chosen = [prompts[i] for i in index_order(context.seed("normalization prompts", round), 0, needed, len(prompts))]
-    episodes = context.episodes(context.policy(context.reference_folder), chosen, "normalization", round)
-    trainer = RewardTrainer(
-        new_reward_model(context, round), training, settings, reference_episodes=episodes, seed=context.seed("reward", round),
-        accelerator=context.accelerator,
-    )  # fmt: skip
-    train(trainer, context.surroundings(f"reward-{round}"), stage="reward", round=round)
-    if context.accelerator.is_main_process:
-        trainer.reward_model.save(output, merged=False)
-        right = agreements(trainer.reward_model, validation, batch_size=settings.validation_batch_size or 64)
-        write_accuracy(output, round, right, validation, len(training))
-
-
-def write_accuracy(output: Path, round: int, right: Sequence[bool], validation: Sequence[Comparison], labels: int) -> None:
-    """Into validation.json: how often a model prefers what the labelers do, on questions that nothing was trained on."""
-    compared = max(len(validation[0].responses), 2) if validation else 0  # what was judged alone is compared two by two
-    counts = {"questions": len(right), "correct": sum(right), "responses_per_question": compared, "labels": labels}
-    write_json(output / VALIDATION, {"round": round, **counts})
-
-
 def baseline(context: Context, round: int, output: Path) -> None:
     """Ziegler's supervised baseline: maximum likelihood of the responses that the labelers chose."""
     settings = context.config.baseline_sft
@@ -277,15 +232,6 @@ def supervise_on_chosen(context: Context, stage: str, settings: SFTConfig, label
     trainer = SFTTrainer(policy, rows, settings, seed=context.seed(stage), accelerator=context.accelerator)
     train(trainer, context.surroundings(stage), stage=stage)
     save(context, policy, output)
-
-
-def chosen_responses(labels: Sequence[Comparison]) -> list[tuple[Prompt, Response]]:
-    """What the labels put first, with its prompt; of ratings, what lies above their mean; of what was liked or not, what was liked."""
-    if labels[0].kind in ("rating", "binary"):
-        ratings = [float(c.target) for c in labels]  # pyright: ignore[reportArgumentType]
-        middle = sum(ratings) / len(ratings) if labels[0].kind == "rating" else 0.5
-        return [(c.prompt, c.responses[0]) for c, rating in zip(labels, ratings, strict=True) if rating > middle]
-    return [(c.prompt, c.responses[best[0]]) for c in labels if len(best := best_responses(c)) == 1]
 
 
 def export(context: Context, round: int, output: Path) -> None:

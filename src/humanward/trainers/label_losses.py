@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 from humanward.errors import UserError
 from humanward.maths.labeler_noise import estimate_labeler_noise
 from humanward.maths.preferences import plackett_luce_loss
-from humanward.maths.reward_losses import all_pairs_loss, choice_loss, difference_loss, rating_loss
+from humanward.maths.reward_losses import all_pairs_loss, binary_loss, choice_loss, difference_loss, rating_loss
 from humanward.records import Comparison
 from humanward.trainers.questions import target_of
 
-LossName = Literal["auto", "choice", "all_pairs", "plackett_luce", "regression"]
+LossName = Literal["auto", "choice", "all_pairs", "plackett_luce", "regression", "binary"]
 Target = Float[Tensor, "B K"]
 
 
@@ -66,8 +67,13 @@ def difference(loss: LabelLoss, scores: Tensor, target: Tensor) -> Tensor:
     return difference_loss(scores, target[:, 0] - target[:, 1])
 
 
+def binary(loss: LabelLoss, scores: Tensor, target: Tensor) -> Tensor:
+    """The score is the log-odds that the response is liked."""
+    return binary_loss(scores[:, 0], target[:, 0], noise=loss.noise)
+
+
 LOSSES: dict[str, Callable[[LabelLoss, Tensor, Tensor], Tensor]] = {
-    f.__name__: f for f in (choice, graded_choice, all_pairs, plackett_luce, rating, difference)
+    f.__name__: f for f in (choice, graded_choice, all_pairs, plackett_luce, rating, difference, binary)
 }
 LOSSES_OF_KIND: dict[str, dict[str, str]] = {
     "best_of_k": {"choice": "choice"},
@@ -76,10 +82,11 @@ LOSSES_OF_KIND: dict[str, dict[str, str]] = {
     "ranking": {"all_pairs": "all_pairs", "plackett_luce": "plackett_luce"},
     "rating": {"regression": "rating"},
     "difference": {"regression": "difference", "choice": "graded_choice"},
+    "binary": {"binary": "binary"},
 }
 """Kind of label -> what ``reward.loss`` may be -> the loss. The first is meant by ``auto``."""
 READS_MARGIN = ("choice", "graded_choice", "all_pairs")
-READS_NOISE = ("choice", "graded_choice", "all_pairs")
+READS_NOISE = ("choice", "graded_choice", "all_pairs", "binary")
 GRADED = ("rating", "difference")
 """Kinds whose target is a number of score units."""
 
@@ -110,7 +117,7 @@ def without_labeler_noise(comparisons: Sequence[Comparison]) -> list[Comparison]
     """One comparison per question, whose target says how likely each response is the best one, given who said what.
 
     The probability that a labeler is right is estimated from all labels together; see ``maths.labeler_noise``. What one labeler said alone
-    stays, softened by that labeler's own noise.
+    stays, softened by that labeler's own noise. A question weighs as much as its labels on average.
 
     Raises:
         UserError: labels that are no choices, or that do not say who gave them.
@@ -122,10 +129,12 @@ def without_labeler_noise(comparisons: Sequence[Comparison]) -> list[Comparison]
             raise UserError(
                 f"reward.label_noise: estimated: question {c.question_id or '?'}: the label does not say who gave it; give a number"
             )
-    first = {c.question_id: c for c in reversed(comparisons)}
+    labels: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        labels.setdefault(c.question_id, []).append(c)
     votes = [target_of(c, len(c.responses)) for c in comparisons]
     found = estimate_labeler_noise([c.question_id for c in comparisons], [c.labeler for c in comparisons], votes)
     return [
-        replace(first[item], kind="soft", target=shares.tolist(), labeler="")
+        replace(labels[item][0], kind="soft", target=shares.tolist(), labeler="", weight=fmean(c.weight for c in labels[item]))
         for item, shares in zip(found.items, found.posterior, strict=True)
     ]

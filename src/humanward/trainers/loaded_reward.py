@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from humanward.errors import UserError
-from humanward.models import RewardEnsemble, RewardModel, TextClassifier
+from humanward.models import TextClassifier, load_reward_model
 from humanward.models.reward_ensemble import FACTS
 from humanward.trainers.rewards import Score, TextReward
 
@@ -21,9 +21,8 @@ def load_reward(name: str | Path, *, label: str | None = None, response_only: bo
     Raises:
         UserError: neither is there.
     """
-    ensemble = (Path(name) / FACTS).exists()
-    if ensemble or (Path(name) / "score_head.safetensors").exists():
+    if (Path(name) / FACTS).exists() or (Path(name) / "score_head.safetensors").exists():
         if label is not None or response_only:
             raise UserError(f"{name}: a reward model has no labels and reads prompt and response; give hf:{name}")
-        return TextReward(RewardEnsemble.load(name) if ensemble else RewardModel.load(name))
+        return TextReward(load_reward_model(name))
     return TextClassifier.load(name, label=label, response_only=response_only)  # pyright: ignore[reportReturnType]

@@ -15,7 +15,7 @@ from humanward.config import Config
 from humanward.data.batches import epoch_order, length_sorted_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.normalization import gain_and_bias
-from humanward.models import RewardModel
+from humanward.models import EnsembleConfig, RewardEnsemble, RewardModel
 from humanward.models.policy import disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
@@ -30,7 +30,8 @@ class RewardConfig(Config):
 
     loss: LossName = "auto"
     """``choice``: cross-entropy of which response is the best one, for best_of_k, pair and soft labels, and for the sign of differences.
-    ``all_pairs``, ``plackett_luce``: for rankings. ``regression``: for ratings and differences. ``auto``: the first that fits."""
+    ``all_pairs``, ``plackett_luce``: for rankings. ``regression``: for ratings and differences. ``binary``: for responses that were liked
+    or not, each judged alone. ``auto``: the first that fits."""
     margin: NonNegativeFloat = 0.0
     """By how much a preferred response should lead, score units; for labels of kind difference, per point of the difference (Llama 2)."""
     label_noise: Annotated[float, Field(ge=0, lt=1)] | Literal["estimated"] = 0.0
@@ -77,6 +78,8 @@ class RewardConfig(Config):
     """Responses sampled or scored together while normalising; memory only."""
     validation_batch_size: NonNegativeInt = 64
     """Questions scored together when accuracy is measured; memory only."""
+    ensemble: EnsembleConfig | None = None
+    """Several reward models in place of one; null: one."""
 
 
 class RewardTrainer:
@@ -128,10 +131,12 @@ class RewardTrainer:
     def finish(self) -> None:
         """Bring the fitted scores to the target's scale; dropout off again."""
         disable_dropout(self.reward_model)
+        fitted = float(self.reward_model.gain)
         if self.config.normalize_after and self.config.normalize_on == "demonstrations":
             self.shift()
         elif self.config.normalize_after:
             self.normalize(self.config.target_mean, self.config.target_std)
+        self.reward_model.choice_scale.fill_(fitted / float(self.reward_model.gain))
 
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` questions."""
@@ -240,23 +245,23 @@ def label_moments(comparisons: Sequence[Comparison]) -> tuple[float, float] | No
 
 
 @torch.no_grad()
-def scores_of(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[list[float]]:
+def scores_of(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[list[float]]:
     """The scores of each question's responses."""
-    reward_model.eval()
+    model.eval()
     scores: list[list[float]] = [[] for _ in comparisons]
     for rows in length_sorted_batches([tokens_of(c) for c in comparisons], batch_size):
-        q = collate([comparisons[i] for i in rows], reward_model.pad_id, reward_model.device)
-        found = reward_model(q.prompts, q.prompt_mask, q.responses, q.response_mask).tolist()
+        q = collate([comparisons[i] for i in rows], model.pad_id, model.device)
+        found = model(q.prompts, q.prompt_mask, q.responses, q.response_mask).tolist()
         for row, values in zip(rows, found, strict=True):
             scores[row] = values
     return scores
 
 
-def choices(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
+def choices(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
     """Which response of each question the reward model scores highest."""
-    return [values.index(max(values)) for values in scores_of(reward_model, comparisons, batch_size=batch_size)]
+    return [values.index(max(values)) for values in scores_of(model, comparisons, batch_size=batch_size)]
 
 
-def agreements(reward_model: RewardModel, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[bool]:
+def agreements(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[bool]:
     """Whether the reward model prefers what the labels prefer: ``agreement_marks`` of its scores."""
-    return agreement_marks(comparisons, scores_of(reward_model, comparisons, batch_size=batch_size))
+    return agreement_marks(comparisons, scores_of(model, comparisons, batch_size=batch_size))

@@ -1,21 +1,24 @@
-"""Fit an ensemble of reward models, each to a bootstrap resample of the labels, one after the other."""
+"""Fit an ensemble of reward models, each to a draw of the labels of its own, one after the other."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 
+from humanward.data.batches import epoch_order, length_sorted_batches
 from humanward.errors import UserError
-from humanward.models import RewardEnsemble, RewardModel
+from humanward.models import EnsembleConfig, RewardEnsemble, RewardModel, members_of
 from humanward.models.reward_ensemble import LoraMember
 from humanward.records import Comparison
 from humanward.storage import derive_seed
-from humanward.trainers.questions import is_right
+from humanward.trainers.questions import collate, is_right, tokens_of
 from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import with_prefix, without_prefix
@@ -32,22 +35,38 @@ def bootstrap(seed: int, member: int, count: int) -> tuple[list[int], list[int]]
     return drawn, sorted(set(range(count)) - set(drawn))
 
 
+def hold_out(seed: int, member: int, count: int) -> tuple[list[int], list[int]]:
+    """(kept, held out) of ``count`` questions, for one member: 1/e of them by lot, as many as a bootstrap leaves out."""
+    order = epoch_order(derive_seed(seed, "hold out", member), 0, count)
+    left = round(count / math.e)
+    return sorted(order[left:]), sorted(order[:left])
+
+
+def everything(seed: int, member: int, count: int) -> tuple[list[int], list[int]]:
+    """All of ``count`` questions, and none."""
+    return list(range(count)), []
+
+
+Draw = Callable[[int, int, int], tuple[list[int], list[int]]]
+DRAWS: dict[str, Draw] = {"bootstrap": bootstrap, "hold_out": hold_out, "none": everything}
+"""What ``ensemble.resample`` may be -> (what a member is fitted to, what it never sees)."""
+
+
 class EnsembleTrainer:
     """The steps of member 0, then those of member 1, ... Resumes anywhere, as every trainer.
 
     Args:
         ensemble: members with trunks of their own, or adapters on one.
-        comparisons: labels; several labels of one question stay together in a resample.
-        config: of each member.
+        comparisons: labels; several labels of one question stay together in a draw.
+        config: of each member; how labels are drawn is in its section ``ensemble``.
         reference_episodes: see ``RewardTrainer``.
         demonstrations: see ``RewardTrainer``.
-        resample: give each member a bootstrap resample; False: all labels, so that members differ by their heads and orders alone.
     """
 
     def __init__(
         self, ensemble: RewardEnsemble, comparisons: Sequence[Comparison], config: RewardConfig, *,
         reference_episodes: Episodes | None = None, demonstrations: Episodes | None = None, seed: int = 0,
-        accelerator: Accelerator | None = None, resample: bool = True,
+        accelerator: Accelerator | None = None,
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
@@ -58,10 +77,10 @@ class EnsembleTrainer:
         self.questions = list(groups.values())
         self.held_out: list[list[Comparison]] = []
         self.trainers: list[RewardTrainer] = []
+        draw = DRAWS[(config.ensemble or EnsembleConfig()).resample]
         for number, member in enumerate(ensemble.members):
             assert isinstance(member, RewardModel)
-            everything = list(range(len(self.questions)))
-            drawn, left = bootstrap(seed, number, len(self.questions)) if resample else (everything, [])
+            drawn, left = draw(seed, number, len(self.questions))
             self.held_out.append([c for i in left for c in self.questions[i]])
             activate(member)  # the optimiser takes what has gradients
             self.trainers.append(
@@ -138,14 +157,19 @@ def belongs(name: str, member: LoraMember) -> bool:
 
 
 @torch.no_grad()
-def choice_probabilities(ensemble: RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> np.ndarray[Any, Any]:
-    """[M, N, K]: how likely each member thinks each response is to be chosen; what ``maths.acquisition`` reads."""
-    from humanward.trainers.questions import collate
+def choice_probabilities(
+    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64
+) -> NDArray[np.float64]:
+    """[M, N, K]: how likely each member thinks each response is to be chosen; what ``maths.acquisition`` reads. A reward model is one.
 
-    ensemble.eval()
-    found: list[Tensor] = []
-    for start in range(0, len(comparisons), batch_size):
-        q = collate(comparisons[start : start + batch_size], ensemble.pad_id, ensemble.device)
-        scores = ensemble.member_scores(q.prompts, q.prompt_mask, q.responses, q.response_mask)
-        found.append(scores.double().softmax(-1).cpu())
-    return torch.cat(found, dim=1).numpy()
+    On the scale on which the scores were fitted: the normalisation behind the fit changes scores, not what the labels were explained by.
+    """
+    model.eval()
+    members = members_of(model)
+    found = np.zeros((len(members), len(comparisons), len(comparisons[0].responses) if comparisons else 0))
+    for rows in length_sorted_batches([tokens_of(c) for c in comparisons], batch_size):
+        q = collate([comparisons[i] for i in rows], model.pad_id, model.device)
+        for number, member in enumerate(members):
+            scores = member.choice_scale * member(q.prompts, q.prompt_mask, q.responses, q.response_mask)
+            found[number, rows] = scores.double().softmax(-1).cpu().numpy()
+    return found

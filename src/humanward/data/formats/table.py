@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ COLUMNS = ("prompt", "answer")
 WRITTEN = {
     "time": "text", "labeler": "text", "round": "whole", "split": "text", "kind": "text", "prompt": "text", "responses": "texts",
     "answer": "text", "seconds": "number", "confidence": "number", "comment": "text", "adjudication": "flag", "instructions": "text",
-    "permutation": "wholes", "question_id": "text", "event_id": "text", "weight": "number",
+    "permutation": "wholes", "propensity": "number", "question_id": "text", "event_id": "text", "weight": "number",
 }  # fmt: skip
 MAX_RESPONSES = 9
 """Of a CSV file."""
@@ -52,6 +53,7 @@ def read(row: Row) -> Labeled:
         raise UserError(f"{row.where}: `answer`: {clipped(str(error))}") from None
     number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
     question = asked(row.filled("prompt"), responses, kind, id=row.name("question_id"), round=number, split=row.split())
+    question = replace(question, propensity=_propensity(row))
     label = said(
         kind, answer, id=row.name("event_id"), labeler=row.name("labeler"), permutation=_permutation(row, len(responses)),
         seconds=row.number("seconds"), confidence=row.number("confidence", 0, 1), comment=row.text("comment"), time=row.time("time"),
@@ -85,8 +87,8 @@ def _plain(question: Question, label: Label) -> dict[str, Any]:
     return {
         "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
         "prompt": question.prompt.text, "seconds": label.seconds, "confidence": label.confidence, "comment": label.comment,
-        "adjudication": label.adjudication, "instructions": label.instructions, "question_id": question.id, "event_id": label.id,
-        **({} if label.weight == 1 else {"weight": label.weight}),
+        "adjudication": label.adjudication, "instructions": label.instructions, "propensity": question.propensity,
+        "question_id": question.id, "event_id": label.id, **({} if label.weight == 1 else {"weight": label.weight}),
     }  # fmt: skip
 
 
@@ -94,8 +96,8 @@ def header(most: int) -> list[str]:
     """The columns of a CSV file for questions of at most ``most`` responses."""
     responses = [f"response_{number}" for number in range(1, most + 1)]
     before = ["time", "labeler", "round", "split", "kind", "prompt"]
-    behind = ["answer", "seconds", "confidence", "comment", "adjudication", "instructions", "permutation", "question_id", "event_id"]
-    return [*before, *responses, *behind]
+    behind = ["answer", "seconds", "confidence", "comment", "adjudication", "instructions", "permutation", "propensity"]
+    return [*before, *responses, *behind, "question_id", "event_id"]
 
 
 def _spelled(kind: str, answer: Any) -> Any:
@@ -140,6 +142,13 @@ def _parsed(row: Row, text: str) -> Any:
         raise row.fault("answer", "an answer as JSON", text) from None
     except RecursionError:
         raise row.fault("answer", "an answer as JSON", "nested too deep") from None
+
+
+def _propensity(row: Row) -> float:
+    value = row.number("propensity", 0, 1)
+    if value == 0:
+        raise row.fault("propensity", "a probability above 0", value)
+    return 1.0 if value is None else float(value)
 
 
 def _permutation(row: Row, count: int) -> tuple[int, ...]:

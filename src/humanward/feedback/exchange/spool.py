@@ -132,7 +132,8 @@ def asked_of(question: Question, where: str, *, exact: bool, obj: Mapping[str, A
 def _is_whole(obj: Mapping[str, Any]) -> bool:
     """Whether a question's JSON leaves nothing to defaults: then it is what ``to_json`` gives."""
     responses = all(len(response) == _RESPONSE_KEYS for response in obj["responses"])
-    return responses and len(obj["prompt"]) == _PROMPT_KEYS and len(obj) == _QUESTION_KEYS
+    keys = _QUESTION_KEYS if obj.get("propensity", 1.0) != 1.0 else _QUESTION_KEYS - 1  # written only where there was a draw
+    return responses and len(obj["prompt"]) == _PROMPT_KEYS and len(obj) == keys
 
 
 def foreign_records(labeled: Iterable[Labeled], faults: Faults, *, round: int | None = None, labeler: str = "file") -> Iterator[Record]:

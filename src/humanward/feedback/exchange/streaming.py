@@ -165,7 +165,7 @@ def _question(obj: dict[str, Any]) -> Question:
     )
     return Question(
         obj["id"], Prompt(prompt["id"], prompt["text"], tuple(prompt["tokens"]), prompt["metadata"]), responses, obj["kind"],
-        obj["round"], obj["split"], obj["overlap"], obj["instructions"],
+        obj["round"], obj["split"], obj["overlap"], obj["instructions"], obj.get("propensity", 1.0),
     )  # fmt: skip
 
 

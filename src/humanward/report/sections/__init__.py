@@ -12,6 +12,7 @@ from humanward.report.sections.people import agreement_chart, flagged, pairs_tab
 from humanward.report.sections.price import frontier_chart
 from humanward.report.sections.records import environment_table, labels_table, samples, time_table
 from humanward.report.sections.reward import reward_model
+from humanward.report.sections.reward_checks import calibration_chart, members_table, probes_chart, reward_groups
 from humanward.report.sections.versus import asked_people, comparisons, more_labels
 from humanward.report.sections.wins import WinRate, headline, quality_table, score_table, scored_by, verdict, win_rate_chart, win_rates
 
@@ -24,6 +25,7 @@ __all__ = [
     "alarms",
     "asked",
     "asked_people",
+    "calibration_chart",
     "comparisons",
     "environment_table",
     "flagged",
@@ -32,12 +34,15 @@ __all__ = [
     "labeler_words",
     "labels_table",
     "learning_curves",
+    "members_table",
     "more_curves",
     "more_labels",
     "pairs_table",
     "people_table",
     "policy_name",
+    "probes_chart",
     "quality_table",
+    "reward_groups",
     "reward_model",
     "samples",
     "score_table",
