@@ -417,6 +417,9 @@ def test_an_adapter_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
         load_causal_lm(tmp_path / "adapter", quantize="4bit")
     with pytest.raises(UserError, match=r"^a policy without an adapter has no reference of its own"):
         Policy.load(base).reference()
+    policy_of("gpt2").save(tmp_path / "nameless", merged=False)
+    with pytest.raises(UserError, match=r"nameless/adapter_config\.json: does not name the model that the adapter was made on"):
+        load_causal_lm(tmp_path / "nameless")
     facts = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     for wrong, expected in (
         (str(tmp_path / "gone"), "gone: no such folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -164,8 +165,8 @@ def test_what_is_no_ensemble_is_one_line(problems: ModuleType, tmp_path: Path) -
         RewardEnsemble.load(tmp_path)
     made = ensemble("lora", 2)
     made.save(tmp_path)
-    (tmp_path / "member-1.safetensors").unlink()
-    with pytest.raises(UserError, match=r"member-1.safetensors: missing: the ensemble has 2 members"):
+    shutil.rmtree(tmp_path / "member-1")
+    with pytest.raises(UserError, match=r"member-1: not a reward model \(no score_head\.safetensors\)"):
         RewardEnsemble.load(tmp_path)
     with pytest.raises(UserError, match="no labels to fit"):
         EnsembleTrainer(made, [], RewardConfig())

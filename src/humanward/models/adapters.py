@@ -223,8 +223,8 @@ def save_model(model: PreTrainedModel, adapter: str | None, folder: str | Path, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = _settings_of(trunk_of(model), adapter)
-    base = Path(str(model.config._name_or_path))
-    settings.base_model_name_or_path = str(base.absolute() if base.is_dir() else model.config._name_or_path)
+    name = str(model.config._name_or_path)
+    settings.base_model_name_or_path = str(Path(name).absolute()) if name and Path(name).is_dir() else name
     settings.inference_mode = True
     settings.save_pretrained(str(folder))
     tensors = {name: p.detach().to("cpu").clone().contiguous() for name, p in adapter_tensors(model, adapter).items()}

@@ -75,8 +75,8 @@ def load_tokenizer(name: str | Path, *, pad_token: str | None = None, trust_remo
         UserError: no tokenizer there, or PAD = EOS.
     """
     source = resolve(name)
-    base = base_of(source)
-    if base is not None and not (Path(source) / "tokenizer_config.json").exists():
+    base = None if (Path(source) / "tokenizer_config.json").exists() else base_of(source)
+    if base is not None:
         return load_tokenizer(base, pad_token=pad_token, trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,16 +13,16 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from humanward.config import Config
 from humanward.errors import UserError
-from humanward.models.loading import load_causal_lm, load_tokenizer
+from humanward.models.adapters import LoraConfig, save_model
+from humanward.models.loading import load_causal_lm
 from humanward.models.reward_model import RewardModel
 
 Combine = Literal["mean", "min", "penalized"]
 FACTS = "reward_ensemble.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class EnsembleConfig(Config):
@@ -117,15 +116,15 @@ class RewardEnsemble(nn.Module):
         return mean - self.penalty * scores.std(0, correction=0) if self.combine == "penalized" else mean
 
     def save(self, folder: Path) -> None:
-        """Members with trunks of their own in a folder each; those on one trunk as adapters and heads beside it."""
+        """Members in a folder each; those that share a trunk as adapters and heads, with the trunk once beside them."""
         folder.mkdir(parents=True, exist_ok=True)
-        shared = isinstance(self.first, LoraMember)
+        shared = self.first.adapter is not None
         facts = {"format": FORMAT, "members": len(self.members), "combine": self.combine, "penalty": self.penalty, "shared_trunk": shared}
         if shared:
-            _save_shared(self, folder)
-        else:
-            for number, member in enumerate(self.members):
-                member.save(folder / f"member-{number}")  # pyright: ignore[reportCallIssue]
+            save_model(self.model, None, folder)
+            self.tokenizer.save_pretrained(folder)
+        for number, member in enumerate(members_of(self)):
+            member.save(folder / f"member-{number}", merged=not shared)
         (folder / FACTS).write_text(json.dumps(facts) + "\n")
 
     @classmethod
@@ -143,11 +142,9 @@ class RewardEnsemble(nn.Module):
             raise UserError(f"{folder}: not an ensemble of reward models (no readable {FACTS}); give a folder that a run wrote") from None
         if not known:
             raise UserError(f"{folder / FACTS}: format {facts['format']}, and this version reads {FORMAT}; use the version that wrote it")
-        members: list[RewardModel] = []
-        if facts["shared_trunk"]:
-            members += _load_shared(folder, count, dtype, trust_remote_code)
-        else:
-            members += [RewardModel.load(folder / f"member-{n}", dtype=dtype, trust_remote_code=trust_remote_code) for n in range(count)]
+        settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+        trunk = load_causal_lm(folder, **settings) if facts["shared_trunk"] else None
+        members = [RewardModel.load(folder / f"member-{n}", on=trunk, name=f"member{n}", **settings) for n in range(count)]
         return cls(members, combine=facts["combine"], penalty=float(facts["penalty"])).eval()
 
 
@@ -166,77 +163,26 @@ def load_reward_model(folder: str | Path, *, dtype: torch.dtype = torch.float32)
     return kind.load(folder, dtype=dtype)
 
 
-class LoraMember(RewardModel):
-    """A reward model on a trunk that it shares: its own are an adapter and a head. It is the trunk's guest for each forward."""
-
-    @classmethod
-    def on(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str, *, rank: int, head_scale: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> Self:  # fmt: skip
-        """Add an adapter to ``model`` and a head for it. The trunk's own weights are frozen."""
-        member = cls(model, tokenizer, head_scale=head_scale, generator=generator)
-        member.adapter = adapter
-        peft = _peft()
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear_names(member.trunk))
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are what is wanted
-            torch.manual_seed(int(torch.randint(1 << 30, (), generator=generator)))
-            # careful: into the trunk, so that the LM head, which is not used, has no part in it.
-            peft.inject_adapter_in_model(config, member.trunk, adapter_name=adapter)
-        for name, parameter in model.named_parameters():
-            if "lora_" not in name:
-                parameter.requires_grad_(False)
-        return member
-
-    def activate(self) -> None:
-        """Let the trunk compute with this member's adapter, which is then the only one with gradients."""
-        for module in self.trunk.modules():
-            if hasattr(module, "active_adapters") and hasattr(module, "set_adapter") and self.adapter in getattr(module, "lora_A", {}):
-                module.set_adapter(self.adapter)  # pyright: ignore[reportCallIssue]
-
-    def adapter_tensors(self) -> dict[str, Tensor]:
-        mark = f".{self.adapter}."
-        return {name: p for name, p in self.model.named_parameters() if "lora_" in name and mark in f"{name}."}
-
-    def trunk_state(self) -> dict[str, Tensor]:
-        """The weights of the trunk with this member's adapter worked in."""
-        state = {name.replace(".base_layer.", "."): t for name, t in self.trunk.state_dict().items() if "lora_" not in name}
-        for name, module in self.trunk.named_modules():
-            if self.adapter in getattr(module, "lora_A", {}):
-                changed: Tensor = module.get_delta_weight(self.adapter)  # pyright: ignore[reportCallIssue]
-                state[f"{name}.weight"] = state[f"{name}.weight"] + changed.to(state[f"{name}.weight"].dtype)
-        return state
-
-    def forward(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
-        self.activate()
-        return super().forward(prompts, prompt_mask, responses, response_mask)
-
-
-def linear_names(trunk: nn.Module) -> list[str]:
-    """What the trunk calls its linear maps, whether they have adapters already or not."""
-    names: set[str] = set()
-    for name, module in trunk.named_modules():
-        inside = {"base_layer", "lora_A", "lora_B"} & set(name.split("."))
-        if not inside and (isinstance(module, nn.Linear | Conv1D) or hasattr(module, "lora_A")):
-            names.add(name.rpartition(".")[2])
-    return sorted(names)
-
-
 def full_members(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, **settings: Any) -> list[RewardModel]:
     """Copies of a model, each with a random head of its own, drawn one after the other from ``generator``."""
     return [RewardModel(copy.deepcopy(model), tokenizer, **settings) for _ in range(count)]
 
 
 def lora_members(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, *, rank: int = 8, **settings: Any
-) -> list[RewardModel]:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, *, rank: int = 8, generator: torch.Generator | None = None,
+    **settings: Any,
+) -> list[RewardModel]:  # fmt: skip
     """Members on one frozen trunk, each with an adapter and a random head of its own.
 
     Raises:
         UserError: peft is not installed.
     """
-    return [LoraMember.on(model, tokenizer, f"member{n}", rank=rank, **settings) for n in range(count)]
+    members: list[RewardModel] = []
+    for number in range(count):
+        member = RewardModel(model, tokenizer, generator=generator, **settings)
+        seed = int(torch.randint(1 << 30, (), generator=generator))
+        members.append(member.adapt(LoraConfig(rank=rank, alpha=2 * rank), name=f"member{number}", seed=seed))
+    return members
 
 
 def new_ensemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EnsembleConfig, **settings: Any) -> RewardEnsemble:
@@ -246,45 +192,3 @@ def new_ensemble(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
     else:
         members = full_members(model, tokenizer, config.members, **settings)
     return RewardEnsemble(members, combine=config.combine, penalty=config.penalty)
-
-
-def _save_shared(ensemble: RewardEnsemble, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    state = {name.replace(".base_layer.", "."): t for name, t in ensemble.model.state_dict().items() if "lora_" not in name}
-    ensemble.model.save_pretrained(folder, state_dict=state)
-    ensemble.tokenizer.save_pretrained(folder)
-    for number, member in enumerate(ensemble.members):
-        assert isinstance(member, LoraMember)
-        adapter = {f"adapter.{name}": t.detach().clone().contiguous() for name, t in member.adapter_tensors().items()}
-        save_file({f"head.{name}": t for name, t in member.head_tensors().items()} | adapter, folder / f"member-{number}.safetensors")
-
-
-def _load_shared(folder: Path, count: int, dtype: torch.dtype, trust_remote_code: bool) -> list[RewardModel]:
-    from safetensors.torch import load_file
-
-    files = [folder / f"member-{number}.safetensors" for number in range(count)]
-    for file in files:
-        if not file.exists():
-            raise UserError(f"{file}: missing: the ensemble has {count} members; fit it again")
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    model = load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    members: list[RewardModel] = []
-    for number, file in enumerate(files):
-        found = load_file(file)
-        rank = next(t.shape[0] for name, t in found.items() if ".lora_A." in name)
-        member = LoraMember.on(model, tokenizer, f"member{number}", rank=rank)
-        member.load_head(file, {name.removeprefix("head."): t for name, t in found.items() if name.startswith("head.")})
-        with torch.no_grad():
-            for name, parameter in member.adapter_tensors().items():
-                parameter.copy_(found[f"adapter.{name}"])
-        members.append(member)
-    return members
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise UserError("reward.ensemble.kind: lora: peft is not installed; pip install 'humanward[peft]', or choose full") from None
-    return peft

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
 from humanward.maths.masks import last_index
-from humanward.models.adapters import LoraConfig, add_adapter, at_work, read_adapter, save_model
+from humanward.models.adapters import LoraConfig, add_adapter, at_work, plain_state, read_adapter, save_model
 from humanward.models.forward import packs_exactly, response_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import load_causal_lm, load_tokenizer, trunk_of
@@ -73,8 +73,8 @@ class RewardModel(nn.Module):
         return trunk_of(self.model)
 
     def trunk_state(self) -> dict[str, Tensor]:
-        """The weights of the trunk under their own names."""
-        return self.trunk.state_dict()
+        """The weights of the trunk under their own names, its adapter worked in."""
+        return plain_state(self.trunk, self.adapter)
 
     @property
     def device(self) -> torch.device:

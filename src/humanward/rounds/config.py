@@ -276,5 +276,7 @@ class LoopConfig(Config):
             raise ValueError(f"labels.choice {choice} asks reward models, and method {self.method} has none; choose random")
         if choice != "random" and ensemble is None:
             raise ValueError(f"labels.choice {choice} needs reward models that can differ; set reward.ensemble.members=3, or choose random")
+        if self.lora is not None and ensemble is not None and ensemble.kind == "full":
+            raise ValueError("reward.ensemble.kind full trains all weights of each member, and lora none; choose kind lora, or lora=null")
         if ensemble is not None and ensemble.kind == "lora" and self.ppo.value_network == "reward_model":
             raise ValueError("ppo.value_network reward_model needs a reward model with a trunk of its own; set reward.ensemble.kind=full")

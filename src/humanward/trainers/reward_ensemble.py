@@ -15,7 +15,7 @@ from torch import Tensor
 from humanward.data.batches import epoch_order, length_sorted_batches
 from humanward.errors import UserError
 from humanward.models import EnsembleConfig, RewardEnsemble, RewardModel, members_of
-from humanward.models.reward_ensemble import LoraMember
+from humanward.models.adapters import train_only
 from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.questions import collate, is_right, tokens_of
@@ -117,13 +117,10 @@ class EnsembleTrainer:
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """Of every member; what members share is there once."""
+        """Of every member; a trunk that they share is frozen and in none."""
         found: dict[str, Tensor] = {}
         for number, trainer in enumerate(self.trainers):
-            own = trainer.tensors()
-            if isinstance(trainer.reward_model, LoraMember):
-                own = {name: t for name, t in own.items() if belongs(name, trainer.reward_model)}
-            found |= with_prefix(f"member-{number}", own)
+            found |= with_prefix(f"member-{number}", trainer.tensors())
         return found
 
     def state(self) -> dict[str, Any]:
@@ -131,10 +128,7 @@ class EnsembleTrainer:
 
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         for number, trainer in enumerate(self.trainers):
-            own = without_prefix(f"member-{number}", tensors)
-            if isinstance(trainer.reward_model, LoraMember):
-                own = {name: t.clone() for name, t in trainer.tensors().items() if not belongs(name, trainer.reward_model)} | own
-            trainer.load(own, state["members"][number])
+            trainer.load(without_prefix(f"member-{number}", tensors), state["members"][number])
 
     def _each(self, work: Callable[[RewardTrainer], None]) -> None:
         for trainer in self.trainers:
@@ -143,17 +137,9 @@ class EnsembleTrainer:
 
 
 def activate(member: RewardModel) -> None:
-    """Only this member's adapter computes and has gradients."""
-    if isinstance(member, LoraMember):
-        member.activate()
-
-
-def belongs(name: str, member: LoraMember) -> bool:
-    """Whether a tensor is the member's own: its adapter, its head, its optimiser state; not the trunk, not another's adapter."""
-    if name.startswith("optimizer."):
-        return True
-    bare = name.removeprefix("reward_model.")
-    return not bare.startswith("model.") or f".{member.adapter}." in bare
+    """Of the adapters on a shared trunk, only this member's is trained."""
+    if member.adapter is not None:
+        train_only(member.model, member.adapter)
 
 
 @torch.no_grad()
