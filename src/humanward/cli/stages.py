@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import typer
 
-from humanward.cli import dpo, label
+from humanward.cli import dpo, label, reward
 from humanward.cli.options import AsJson, Run, example
 from humanward.cli.running import run_loop
 
 WHAT = {
     "sft": "Fine-tune the model on texts before anything else.",
     "sample": "Let the policy write the responses of a round's questions.",
-    "reward": "Fit a round's reward model to all labels so far.",
     "ppo": "Tune the policy against a round's reward model, where method is ppo.",
     "rloo": "Tune the policy with REINFORCE against the other responses to a prompt, where method is rloo.",
     "grpo": "Tune the policy on advantages within groups of responses, where method is grpo.",
@@ -28,8 +27,9 @@ WHAT = {
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, what in WHAT.items():
-        if name == "reward":  # the stages are listed in their order
+        if name == "ppo":  # the stages are listed in their order
             label.register_label(app)
+            reward.register(app)
         if name == "evaluate":
             dpo.register(app)
         text = f"{what}\n\nDoes the next stage of a run only, which must be this one: `humanward status` says which it is."

@@ -1,0 +1,59 @@
+"""A reward model of a file alone: fitted, measured on what was held out, reported; and the run goes on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .conftest import Parts, run
+
+
+def write_pairs(path: Path, count: int = 60) -> Path:
+    """Chosen is who says good."""
+    words = ["w2", "w3", "w4", "bad"]
+    rows = [
+        {
+            "prompt": f"{words[n % 4]} {words[n // 4 % 4]} {words[n // 16]}",
+            "chosen": f" good {words[n % 3]}",
+            "rejected": f" {words[n % 4]} bad",
+        }
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_gives_a_measured_reward_model(parts: Parts, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    command = ["reward", tmp_path / "run", "--data", data, "--model", parts.model, "--json"]
+    settings = ["threads=1", "self_test=false", "evaluation.prompts=4", "labels.validation_share=0.3", "reward.normalize_samples=8"]
+    settings += ["reward.lr=0.01", "reward.batch_size=4", "reward.epochs=3"]
+    done = run(*command, *settings)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert Path(told["folder"]) == tmp_path / "run/rounds/1/reward"
+    (row,) = told["reward_model"]
+    assert row["questions"] == 18  # 0.3 of 60 prompts
+    assert row["accuracy"] > 0.9
+    assert row["low"] <= row["accuracy"] <= row["high"]
+    assert told["reward_validation"]["calibration"]["ece"] < 0.5
+    assert "length" in told["reward_probes"]
+    html = Path(told["report"]).read_text(encoding="utf-8")
+    assert "Does it know what it knows?" in html
+    again = run(*command[:-1], *settings)
+    assert again.code == 0, again.err
+    assert f"{tmp_path / 'run'}: done already" in again.err
+    assert "of 18 held-out labels right; chance 50 %" in again.out
+    assert "expected calibration error" in again.out
+    status = run("status", tmp_path / "run", "--json")
+    assert json.loads(status.out)["next"] == {"stage": "ppo", "round": 1}
+
+
+def test_settings_without_a_file_are_refused(parts: Parts, tmp_path: Path) -> None:
+    done = run("reward", tmp_path / "run", "reward.lr=0.1")
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: reward: settings are for a new run on a file: give --data FILE")
+    done = run("reward", tmp_path / "run", "--data", tmp_path / "absent.jsonl")
+    assert done.code == 2
+    assert "absent.jsonl" in done.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
