@@ -237,7 +237,7 @@ def target_cases() -> Iterator[Case]:
     yield Case("pairs-to-scores", "x.jsonl", lines(PAIR), (1,), "cannot be written as scores", (("to", "scores"),))
     kinds = {
         "rating": (PAIR, "cannot become rating; it can become best_of_k, pair, ranking, soft, binary"),
-        "pair": (UNPAIRED, "cannot become pair; it can become binary"),
+        "pair": (UNPAIRED, "cannot become pair; it can become rating, binary"),
         "ranking": (BEST, "cannot become ranking; it can become best_of_k, pair, soft, binary"),
         "best_of_k": (changed(RANKS, ranks=[0, 0, 1]), "cannot become best_of_k; it can become pair, ranking"),
         "soft": (RATING, "cannot become soft; it can become rating, binary"),

@@ -60,8 +60,8 @@ def test_a_missing_prompts_file(parts: Parts, tmp_path: Path) -> None:
 
 
 LABELS = {
-    "empty-response": ({"prompt": "w2", "responses": ["good", " "], "best": 0}, ":1: responses[1] is empty"),
-    "best": ({"prompt": "w2", "responses": ["good", "bad"], "best": 2}, ":1: `best` must be the index of a response, 0 to 1, not 2"),
+    "empty-response": ({"prompt": "w2", "responses": ["good", " "], "best": 0}, ":1: `responses[1]` is empty"),
+    "best": ({"prompt": "w2", "responses": ["good", "bad"], "best": 2}, ":1: `best`: expected the index of a response, 0 to 1, found 2"),
 }
 
 
@@ -215,7 +215,7 @@ def test_several_bad_settings_are_a_line_each(parts: Parts, tmp_path: Path) -> N
     [
         ("score:positve", "positve: unknown score; did you mean positive?"),
         ("ann", "labeler: 'ann': expected people, score:SPEC (for example score:positive) or labels:FILE"),
-        ("labels:none.jsonl", "none.jsonl: cannot read: No such file or directory"),
+        ("labels:none.jsonl", "none.jsonl: no such file or folder"),
         ("score:python:nowhere:f", "python:nowhere:f: cannot import nowhere"),
     ],
 )

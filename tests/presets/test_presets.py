@@ -10,7 +10,7 @@ import yaml
 
 from humanward.config import preset_names
 from humanward.data import TaskConfig
-from humanward.data.sources import _parse
+from humanward.data.locations import HUB_SETTINGS, Location
 from humanward.rounds import LoopConfig
 
 ZIEGLER = [f"ziegler2019_{task}_{size}" for task in ("sentiment", "descriptiveness", "cnndm", "tldr") for size in ("124m", "774m")]
@@ -31,7 +31,7 @@ def test_the_published_recipes_are_shipped() -> None:
 def test_a_preset_is_yaml_and_its_task_is_valid(name: str) -> None:
     settings = yaml.safe_load(text_of(name))
     TaskConfig(**settings.get("task", {}))
-    assert _parse(settings["prompts"]).location == settings["prompts"].split("?")[0]
+    assert Location.parse(settings["prompts"], (*HUB_SETTINGS, "text", "rows")).place == settings["prompts"].split("?")[0]
 
 
 @pytest.mark.parametrize("name", ZIEGLER + LATER + DIRECT)

@@ -124,7 +124,9 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        self._own_engine().dispose()
+        """After what another thread is doing with the one connection of a database in memory: SQLite does not outlive that."""
+        with self._alone_if_in_memory():
+            self._own_engine().dispose()
 
     def _own_engine(self) -> Engine:
         if os.getpid() != self._pid:  # careful: a connection of SQLite must not cross a fork
