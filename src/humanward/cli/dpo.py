@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
+from humanward.cli.offline import Data, settings_on_file
 from humanward.cli.options import AsJson, Asked, ConfigFile, Model, Overrides, Preset, Run, Seed, example
 from humanward.cli.running import run_loop
-from humanward.errors import UserError
 
 PRESET = "dpo_offline"
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="Preferences, or FILE?faulty=skip, in any format of docs/data.md: a run on them.", show_default=False
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,15 +29,5 @@ def dpo(
     Without --data, the next stage of a run whose method is dpo, which must be this one: `humanward status` says which it is.
     """
     asked = Asked(preset, config, model, seed=seed, overrides=tuple(overrides or ()))
-    if data is None:
-        if asked.anything:
-            raise UserError("dpo: settings are for a new run on a file: give --data FILE, or begin a run with `humanward loop`")
-        run_loop(run, None, only="dpo", as_json=as_json)
-        return
-    from humanward.data.formats import LabelFile
-
-    next(LabelFile(data).rows(), None)  # before a model is loaded: is anything there?
-    from humanward.rounds.offline import with_lengths
-
-    given = Asked(preset or PRESET, config, model, "labels", f"labels:{data}", seed, tuple(overrides or ()))
-    run_loop(run, with_lengths(given.config()), as_json=as_json)
+    settings = settings_on_file("dpo", data, asked, preset=PRESET)
+    run_loop(run, settings, only="dpo" if settings is None else None, as_json=as_json)

@@ -8,11 +8,10 @@ from typing import Any
 
 import typer
 
-from humanward.cli.dpo import Data
+from humanward.cli.offline import Data, settings_on_file
 from humanward.cli.options import AsJson, Asked, ConfigFile, Model, Overrides, Preset, Run, Seed, example
 from humanward.cli.reward_export import reward_folder
 from humanward.cli.running import run_before, run_loop
-from humanward.errors import UserError
 
 PRESET = "reward_offline"
 
@@ -36,18 +35,10 @@ def reward(
     Without --data, the next stage of a run, which must be this one: `humanward status` says which it is.
     """
     asked = Asked(preset, config, model, seed=seed, overrides=tuple(overrides or ()))
-    if data is None:
-        if asked.anything:
-            raise UserError("reward: settings are for a new run on a file: give --data FILE, or begin a run with `humanward loop`")
+    settings = settings_on_file("reward", data, asked, preset=PRESET)
+    if settings is None:
         run_loop(run, None, only="reward", as_json=as_json)
         return
-    from humanward.data.formats import LabelFile
-
-    next(LabelFile(data).rows(), None)  # before a model is loaded: is anything there?
-    from humanward.rounds.offline import with_lengths
-
-    given = Asked(preset or PRESET, config, model, "labels", f"labels:{data}", seed, tuple(overrides or ()))
-    settings = with_lengths(given.config())
     if not run_before(run, settings, settings.method):
         return  # another process speaks
     from humanward.report import build_report

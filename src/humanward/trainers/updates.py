@@ -125,15 +125,19 @@ class Updater:
         if not accept():
             self.updates += 1
             return metrics | {"stopped": 1.0}
+        self._apply(lr)
+        self.updates += 1
+        return metrics
+
+    def _apply(self, lr: float) -> None:
+        """Adam's update with the gradients that are there."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
             # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; epsilon divided by the same stays outside the correction.
             group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.applied + 1)) if self.adam_eps_hat else self.adam_eps
         self.optimizer.step()
         self._round()
-        self.updates += 1
         self.applied += 1
-        return metrics
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must have besides tensors."""
