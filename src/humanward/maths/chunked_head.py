@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,14 +12,24 @@ from torch import Tensor
 _SUPPRESSED = -1e30
 
 
-class HeadRule(NamedTuple):
-    """What happens to the logits after the matrix product, and how the work is cut."""
+@dataclass(frozen=True)
+class HeadRule:
+    """What happens to the logits after the matrix product, and how the work is cut.
+
+    Raises:
+        ValueError: ``temperature``, ``softcap`` or ``chunk_rows`` is not positive.
+    """
 
     temperature: float
     softcap: float | None
     scale: float
     suppressed: Tensor | None  # [V]
     chunk_rows: int
+
+    def __post_init__(self) -> None:
+        temperature, softcap, chunk_rows = self.temperature, self.softcap, self.chunk_rows
+        if temperature <= 0 or chunk_rows <= 0 or (softcap is not None and softcap <= 0):
+            raise ValueError(f"temperature, softcap and chunk_rows must be positive, not {temperature}, {softcap} and {chunk_rows}")
 
 
 class Operands(NamedTuple):

@@ -56,8 +56,6 @@ def linear_kl(
     """
     if len(weight) != len(other_weight):
         raise ValueError(f"heads over {len(weight)} and {len(other_weight)} tokens; a KL needs one vocabulary")
-    if temperature <= 0 or chunk_rows <= 0 or (softcap is not None and softcap <= 0):
-        raise ValueError(f"temperature, softcap and chunk_rows must be positive, not {temperature}, {softcap} and {chunk_rows}")
     head = HeadRule(temperature, softcap, scale, suppressed, chunk_rows)
     return _LinearKL.apply(hidden, weight, bias, other_hidden, other_weight, other_bias, head)
 

@@ -93,8 +93,6 @@ def linear_logprobs(
     Raises:
         ValueError: ``temperature``, ``softcap`` or ``chunk_rows`` is not positive.
     """
-    if temperature <= 0 or chunk_rows <= 0 or (softcap is not None and softcap <= 0):
-        raise ValueError(f"temperature, softcap and chunk_rows must be positive, not {temperature}, {softcap} and {chunk_rows}")
     head = HeadRule(temperature, softcap, scale, suppressed, chunk_rows)
     logprobs, entropies = _LinearLogprobs.apply(hidden, weight, bias, tokens, head, want_entropy)
     return logprobs, entropies

@@ -27,6 +27,7 @@ from humanward.trainers.displacement import Meter
 from humanward.trainers.objective import LOSSES, Objective, Said, check_data
 from humanward.trainers.questions import DIRECT_KINDS, Questions, check_questions, collate, tokens_of
 from humanward.trainers.reference import ModelReference, Reference, ask, precompute
+from humanward.trainers.run import Trainer
 from humanward.trainers.updates import (
     Updater,
     gather_rows,
@@ -144,7 +145,7 @@ class DPOConfig(Config):
         return self
 
 
-class DPOTrainer:
+class DPOTrainer(Trainer):
     """A reward model whose score is beta * log(pi(y|x) / rho(y|x)), eq. 5 and 7, or one of its relatives in ``objective.LOSSES``.
 
     Two responses are a pair. A choice among K is the mean over the pairs of the chosen one with each other, for sigmoid and plackett_luce
@@ -212,16 +213,6 @@ class DPOTrainer:
             given = (given or self.policy).frozen_copy()
         known = ModelReference(given.to(self.accelerator.device))
         return known.model, known, known
-
-    def run(self) -> list[dict[str, float]]:
-        """All steps, without checkpoints; ``trainers.run.train`` has the rest."""
-        return [self.step(index) for index in range(self.total_steps)]
-
-    def start(self) -> None:
-        """Nothing to prepare."""
-
-    def finish(self) -> None:
-        """Nothing to complete."""
 
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` questions."""

@@ -28,6 +28,7 @@ from humanward.trainers.diagnostics import combined, ratio_metrics, rollout_metr
 from humanward.trainers.responses import plain_task
 from humanward.trainers.rewards import Reward, Score
 from humanward.trainers.rollout import Rollout, RolloutSampler
+from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Scores
 from humanward.trainers.updates import Updater, my_rows, with_prefix, without_prefix
 
@@ -152,7 +153,7 @@ class WithoutRatio:
         """Nothing to take up."""
 
 
-class GroupTrainer:
+class GroupTrainer(Trainer):
     """Sample K responses to each prompt, score them, update; the objective is the method.
 
     Args:
@@ -189,16 +190,6 @@ class GroupTrainer:
             self.policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.epochs * config.minibatches,
             lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, max_grad_norm=config.max_grad_norm,
         )  # fmt: skip
-
-    def run(self) -> list[dict[str, float]]:
-        """All steps, without checkpoints; ``trainers.run.train`` has the rest."""
-        return [self.step(index) for index in range(self.total_steps)]
-
-    def start(self) -> None:
-        """Nothing to prepare."""
-
-    def finish(self) -> None:
-        """Nothing to complete."""
 
     def step(self, index: int) -> dict[str, float]:
         """New groups of responses, then ``epochs`` passes of updates over them."""

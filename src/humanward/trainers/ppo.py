@@ -36,6 +36,7 @@ from humanward.trainers.ptx import PretrainingMix, pretraining_texts
 from humanward.trainers.responses import plain_task
 from humanward.trainers.rewards import Reward, Score
 from humanward.trainers.rollout import Rollout, RolloutSampler
+from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Scores
 from humanward.trainers.updates import Updater, gather_rows, my_rows, with_prefix, without_prefix
 
@@ -71,7 +72,7 @@ class ActorCritic(nn.Module):
         return replace(outputs, values=self.value_network(prompts, prompt_mask, responses, response_mask))
 
 
-class PPOTrainer:
+class PPOTrainer(Trainer):
     """PPO with a per-token KL penalty toward the reference and its score at the last token.
 
     Args:
@@ -121,16 +122,6 @@ class PPOTrainer:
             warmup_updates=config.warmup_steps * self.updates_per_step,
             lr_scale=lambda name: value_scale if name.startswith(("value_network.", "policy.value_head.")) else 1.0,
         )  # fmt: skip
-
-    def run(self) -> list[dict[str, float]]:
-        """All steps, without checkpoints; ``trainers.run.train`` has the rest."""
-        return [self.step(index) for index in range(self.total_steps)]
-
-    def start(self) -> None:
-        """Nothing to prepare."""
-
-    def finish(self) -> None:
-        """Nothing to complete."""
 
     def step(self, index: int) -> dict[str, float]:
         """One iteration of section 2.2: batch_size new episodes, then ppo_epochs passes of clipped updates over them."""

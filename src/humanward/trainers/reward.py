@@ -21,6 +21,7 @@ from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.label_losses import GRADED, LOSSES_OF_KIND, LossName, loss_for, without_labeler_noise
 from humanward.trainers.questions import Questions, agreement_marks, check_questions, collate, tokens_of
+from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over_processes, with_prefix, without_prefix
 
@@ -82,7 +83,7 @@ class RewardConfig(Config):
     """Several reward models in place of one; null: one."""
 
 
-class RewardTrainer:
+class RewardTrainer(Trainer):
     """One epoch over labels, each question one element of the batch; normalised before and after on responses of the reference.
 
     Args:

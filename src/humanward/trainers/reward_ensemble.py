@@ -20,6 +20,7 @@ from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.questions import collate, is_right, tokens_of
 from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
+from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import with_prefix, without_prefix
 
@@ -52,7 +53,7 @@ DRAWS: dict[str, Draw] = {"bootstrap": bootstrap, "hold_out": hold_out, "none": 
 """What ``ensemble.resample`` may be -> (what a member is fitted to, what it never sees)."""
 
 
-class EnsembleTrainer:
+class EnsembleTrainer(Trainer):
     """The steps of member 0, then those of member 1, ... Resumes anywhere, as every trainer.
 
     Args:

@@ -26,14 +26,19 @@ class Trainer(Protocol):
     total_steps: int
 
     def start(self) -> None:
-        """Called once, before the first step of a training that does not resume."""
-        ...
+        """Called once, before the first step of a training that does not resume. By default there is nothing to prepare."""
 
     def step(self, index: int) -> dict[str, float]: ...
 
     def finish(self) -> None:
-        """Called after the last step of all."""
-        ...
+        """Called after the last step of all. By default there is nothing to complete."""
+
+    def run(self) -> list[dict[str, float]]:
+        """All steps, without checkpoints; ``train`` has the rest."""
+        self.start()
+        history = [self.step(index) for index in range(self.total_steps)]
+        self.finish()
+        return history
 
     def tensors(self) -> dict[str, Tensor]: ...
 

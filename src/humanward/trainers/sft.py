@@ -17,6 +17,7 @@ from humanward.errors import UserError
 from humanward.models import Policy, ResponseOutputs, check_context
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
+from humanward.trainers.run import Trainer
 from humanward.trainers.updates import Updater, micro_batches, my_rows, with_prefix, without_prefix
 
 
@@ -52,7 +53,7 @@ class SFTConfig(Config):
     """Longest piece of a plain text, tokens."""
 
 
-class SFTTrainer:
+class SFTTrainer(Trainer):
     """Maximum likelihood of responses given their prompts, averaged over the response tokens of the global batch."""
 
     def __init__(
@@ -78,9 +79,6 @@ class SFTTrainer:
             adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm, warmup_updates=int(config.warmup_share * self.total_steps),
         )  # fmt: skip
-
-    def start(self) -> None:
-        """Nothing to prepare."""
 
     def finish(self) -> None:
         """Dropout off again: whoever uses the policy next wants one distribution."""
