@@ -312,3 +312,23 @@ def test_leaving_out_is_counted(tmp_path: Path) -> None:
     assert (work.left_out, dict(work.kinds), len(read(tmp_path / "y.jsonl"))) == (2, {"pair": 1}, 1)
     with pytest.raises(UserError, match="none of its 2 labels can be written as pairs"):
         convert(write(tmp_path / "x.jsonl", tie, tie), tmp_path / "y.jsonl", "pairs", leave_out=True)
+
+
+@pytest.mark.parametrize("tool", ["label_studio", "argilla"])
+@pytest.mark.parametrize(
+    ("kind", "answer"), [("pair", 0), ("pair", "tie"), ("best_of_k", 2), ("ranking", [1, 0, 2]), ("ranking", [0, 1, 0])], ids=str
+)
+def test_a_labelling_tool_gets_back_what_it_would_have_said(tool: str, kind: str, answer: Any, tmp_path: Path) -> None:
+    responses = ["A", "B", "C"][: 2 if kind == "pair" else 3]
+    who = "label-studio-7" if tool == "label_studio" else "0d7c2f6e-5d0c-4f3e-9a51-3f4f1f3f2b11"
+    row = {"prompt": "Q", "responses": responses, "kind": kind, "answer": answer, "labeler": who, "seconds": 4.5}
+    path = write(tmp_path / "x.jsonl", row)
+    if tool == "label_studio" and answer == [0, 1, 0]:
+        with pytest.raises(UserError, match=r"cannot be written as label_studio; .*argilla"):
+            convert(path, tmp_path / "y.jsonl", tool)
+        return
+    for container in WRITERS[tool].containers:
+        convert(path, tmp_path / "y", tool, container)
+        (labeled,) = read(tmp_path / "y")
+        assert said(labeled) == (kind, "Q", responses, answer)
+        assert labeled.labels[0].labeler == who

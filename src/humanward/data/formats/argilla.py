@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
-from humanward.data.formats.outside import chosen, prompt_column, ranks, response_columns
+from humanward.data.formats.outside import chosen, numbered, prompt_column, ranks, response_columns
 from humanward.data.formats.rows import Labeled, Row, asked, said, short, written
 from humanward.errors import UserError
-from humanward.records import Label
+from humanward.records import Label, Question
+from humanward.records.answers import TIE
 
 COLUMNS = ("fields", "responses")
 _OWN = ("id", "status", "_server_id", "inserted_at", "updated_at")
@@ -47,6 +49,31 @@ def read(row: Row) -> Labeled:
     kind = "ranking" if ranked else "pair" if len(names) == 2 else "best_of_k"
     labels = tuple(_label(kind, value, names, one, comments, f"{row.where}: `{name}`") for name, _, value, one in found)
     return Labeled(row.where, asked(written(fields[prompt], f"{row.where}: `{prompt}`"), responses, kind), labels)
+
+
+def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
+    """A nested record with one response; 1 beside it where the label is no choice and no ranking.
+
+    A choice answers the question ``best``, a ranking the question ``ranking``; both name the fields ``response1``, ``response2``, …
+    ``user_id`` is there where the labeler's name is an id as Argilla has them.
+    """
+    fields = numbered("response", question)
+    names = list(fields)
+    if label.kind == "ranking":
+        name, value = "ranking", [{"value": field, "rank": rank + 1} for field, rank in zip(names, label.answer, strict=True)]
+    elif label.kind in ("pair", "best_of_k"):
+        name, value = "best", "tie" if label.answer == TIE else names[label.answer]
+    else:
+        return [], 1
+    answer = {"value": value, **({"user_id": label.labeler} if _is_uuid(label.labeler) else {}), "status": "submitted"}
+    return [{"fields": {"prompt": question.prompt.text, **fields}, "responses": {name: [answer]}}], 0
+
+
+def _is_uuid(name: str) -> bool:
+    try:
+        return str(UUID(name)) == name
+    except ValueError:
+        return False
 
 
 def _label(kind: str, value: Any, names: list[str], one: Mapping[str, Any], comments: Mapping[str, str], where: str) -> Label:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from humanward.data.formats.outside import chosen, prompt_column, ranks, response_columns
+from humanward.data.formats.outside import chosen, numbered, prompt_column, ranks, response_columns
 from humanward.data.formats.rows import Labeled, Row, asked, said, short, written
 from humanward.errors import UserError
-from humanward.records import Label, content_id
-from humanward.records.answers import is_whole
+from humanward.records import Label, Question, content_id
+from humanward.records.answers import TIE, is_whole
 
 COLUMNS = ("data", "annotations")
 TYPES = ("pairwise", "ranker", "choices")
 ITEM_TEXTS = ("body", "text", "html", "content", "title")
+_PSEUDONYM = "label-studio-"
 
 
 def read(row: Row) -> Labeled:
@@ -34,6 +35,36 @@ def read(row: Row) -> Labeled:
     name = prompt_column(data, row.where, columns)
     prompt = written(data[name], f"{row.where}: `data.{name}`")
     return Labeled(row.where, asked(prompt, responses, kinds.pop()), tuple(label for *_, label in found))
+
+
+def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
+    """A task with its annotation, to be imported there; 1 beside them where the label is no choice and orders nothing without ties.
+
+    The tasks want a labeling configuration with a Pairwise or Choices called ``choice`` for ``answer1``, ``answer2``, …, or with a Ranker
+    called ``rank`` of the List ``answers``.
+    """
+    answers = numbered("answer", question)
+    if label.kind == "ranking":
+        if len(set(label.answer)) < len(answers):
+            return [], 1
+        data: dict[str, Any] = {"answers": [{"id": name, "body": text} for name, text in answers.items()]}
+        order = sorted(answers, key=lambda name: label.answer[list(answers).index(name)])
+        result: dict[str, Any] = {"type": "ranker", "from_name": "rank", "to_name": "answers", "value": {"ranker": {"rank": order}}}
+    elif label.kind in ("pair", "best_of_k"):
+        data, tied, names = answers, label.answer == TIE, list(answers)
+        result = {"type": "choices", "from_name": "choice", "to_name": "prompt"}
+        result["value"] = {"choices": ["tie" if tied else names[label.answer]]}
+        if len(answers) == 2 and not tied:
+            result |= {"type": "pairwise", "to_name": ",".join(names), "value": {"selected": ("left", "right")[label.answer]}}
+    else:
+        return [], 1
+    annotation: dict[str, Any] = {"result": [result]}
+    who = label.labeler.removeprefix(_PSEUDONYM)
+    if who != label.labeler and who.isdigit():
+        annotation["completed_by"] = int(who)
+    if label.seconds is not None:
+        annotation["lead_time"] = label.seconds
+    return [{"data": {"prompt": question.prompt.text, **data}, "annotations": [annotation]}], 0
 
 
 def _label(row: Row, data: Mapping[str, Any], annotation: Mapping[str, Any], where: str) -> tuple[list[str], list[str], Label]:
@@ -125,12 +156,12 @@ def _labeler(who: Any, where: str) -> str:
     if who is None:
         return ""
     if is_whole(who):
-        return f"label-studio-{who}"
+        return f"{_PSEUDONYM}{who}"
     if isinstance(who, str) and who:
-        return f"label-studio-{content_id('labeler', who)}"
+        return f"{_PSEUDONYM}{content_id('labeler', who)}"
     raise UserError(f"{where}: `completed_by`: expected a user, found {short(who)}")
 
 
 def _event(annotation: Mapping[str, Any]) -> str:
     name = annotation.get("unique_id") or annotation.get("id")
-    return f"label-studio-{name}" if isinstance(name, str | int) and not isinstance(name, bool) else ""
+    return f"{_PSEUDONYM}{name}" if isinstance(name, str | int) and not isinstance(name, bool) else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from humanward.errors import UserError
+from humanward.records import Question
 
 PROMPTS = ("prompt", "question", "query", "instruction", "input", "context", "conversation", "post", "article", "document", "text")
 _RESPONSE = re.compile(
@@ -67,9 +68,9 @@ def ranks(groups: list[list[Any]], names: list[str], where: str) -> list[int]:
     return [found[name] for name in names]
 
 
-def texts(values: Mapping[str, Any], columns: list[str]) -> list[tuple[str, Any]]:
-    """(column, value) of the given columns."""
-    return [(name, values.get(name)) for name in columns]
+def numbered(word: str, question: Question) -> dict[str, str]:
+    """The responses of a question in columns such as answer1 and answer2."""
+    return {f"{word}{number}": response.text for number, response in enumerate(question.responses, 1)}
 
 
 def _place(word: str) -> int:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from humanward.data.formats import (
+    argilla,
     best_of_k,
+    label_studio,
     pairs,
     ranking,
     scores,
@@ -93,6 +95,14 @@ WRITERS: dict[str, Writer] = {
     ),
     "stiennon2020": Writer(
         "info, summaries, choice", stiennon2020.write, "labels that do not choose one of two responses", _CHOICE, {}, ("jsonl", "json")
+    ),
+    "label_studio": Writer(
+        "Label Studio's tasks with annotations", label_studio.write, "labels that are no choice and no ranking without ties",
+        (*_CHOICE, "ranking"), {}, ("json", "jsonl"),
+    ),
+    "argilla": Writer(
+        "Argilla's records with responses", argilla.write, "labels that are no choice and no ranking", (*_CHOICE, "ranking"), {},
+        ("jsonl", "json"),
     ),
 }  # fmt: skip
 
