@@ -25,17 +25,31 @@ def reverse_kl(logratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def forward_kl(logratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """f(u) = -log u, so f'(u) = -1 / u, and 1 is added so that it is 0 at u = 1. Wang et al. 2023 (arXiv:2309.16240), table 1."""
+    """The forward KL: mass where the reference has it.
+
+        f(u) = -log u, so f'(u) = 1 - 1 / u
+
+    Wang et al. 2023 (arXiv:2309.16240), table 1; 1 is added so that it is 0 at u = 1.
+    """
     return 1 - (-logratio).clamp(max=_LARGEST_EXPONENT).exp()
 
 
 def jensen_shannon(logratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """f'(u) = log(2u / (1 + u)). Wang et al. 2023 (arXiv:2309.16240), table 1."""
+    """The Jensen-Shannon divergence: between the two KLs.
+
+        f'(u) = log(2u / (1 + u))
+
+    Wang et al. 2023 (arXiv:2309.16240), table 1.
+    """
     return math.log(2) + torch.nn.functional.logsigmoid(logratio)
 
 
 def alpha_divergence(logratio: Float[Tensor, "*shape"], *, alpha: float = 0.5) -> Float[Tensor, "*shape"]:
-    """f'(u) = (1 - u^-alpha) / alpha. Wang et al. 2023 (arXiv:2309.16240), table 1.
+    """The alpha divergences, from one KL to the other.
+
+        f'(u) = (1 - u^-alpha) / alpha
+
+    Wang et al. 2023 (arXiv:2309.16240), table 1.
 
     Args:
         logratio: log(pi / rho), nats.
