@@ -91,7 +91,14 @@ def test_a_probe_tells_a_reader_from_a_counter() -> None:
     reader = probe(knows, PROMPTS, RESPONSES, negated)
     assert (reader["rate"], reader["responses"]) == (1.0, 3)
     # Who counts words cannot see an order or a role, and takes the longer negation for the better one.
-    counter = probes(lambda p, r: [float(len(x.split())) for x in r], PROMPTS, RESPONSES)
+    scored: list[tuple[str, str]] = []
+
+    def words(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        scored.extend(zip(prompts, responses, strict=True))
+        return [float(len(response.split())) for response in responses]
+
+    counter = probes(words, PROMPTS, RESPONSES)
+    assert len(scored) == len(set(scored)), "a text is scored once, whatever the number of probes"
     assert counter["sentence_shuffle"]["rate"] == counter["role_reversal"]["rate"] == 0.5
     assert counter["minimal_edit"]["rate"] == 0.0
     assert counter["length"]["correlation"] == pytest.approx(1.0)

@@ -205,10 +205,19 @@ def negated(text: str) -> str | None:
 
 
 def probes(scorer: Scorer, prompts: Sequence[str], responses: Sequence[str], *, seed: int = 0) -> Mapping[str, dict[str, Any]]:
-    """All probes, under the names that the results have."""
+    """All probes, under the names that the results have; each text is scored once."""
+    known: dict[tuple[str, str], float] = {}
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        pairs = list(zip(prompts, responses, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+        if new:
+            known.update(zip(new, map(float, scorer([p for p, _ in new], [r for _, r in new])), strict=True))
+        return [known[pair] for pair in pairs]
+
     spoilers = {"sentence_shuffle": shuffled_sentences, "role_reversal": reversed_roles, "minimal_edit": negated}
-    found = {name: probe(scorer, prompts, responses, spoil) for name, spoil in spoilers.items()}
-    return found | ({"length": length_bias(scorer, prompts, responses, seed=seed)} if len(responses) >= 3 else {})
+    lengths = {"length": length_bias(score, prompts, responses, seed=seed)} if len(responses) >= 3 else {}
+    return {**{name: probe(score, prompts, responses, spoil) for name, spoil in spoilers.items()}, **lengths}
 
 
 def _like(word: str, other: str | None) -> str:

@@ -26,6 +26,8 @@ PREDICTIONS = "predictions.jsonl"
 MEASURED = "measured.json"
 """What all rounds so far say; parts of results.json, and of the report of a run that is not finished."""
 ROWS = 256
+PROBED = 200
+"""Liked responses that the probes spoil: an interval of 7 points either way."""
 
 
 def predictions(context: Context, model: RewardModel | RewardEnsemble, labels: Sequence[Comparison], round: int) -> list[dict[str, Any]]:
@@ -80,11 +82,11 @@ def measured(
 
 
 def liked_responses(context: Context, round: int) -> list[tuple[str, str]]:
-    """(prompt, response) texts of what the labels put first, ``evaluation.prompts`` at most, by lot."""
+    """(prompt, response) texts of what the labels put first, ``PROBED`` at most, by lot."""
     labels = frozen_labels(context, round).comparisons()
     unique = list(dict.fromkeys((prompt.text, response.text) for prompt, response in chosen_responses(labels) if response.text.strip()))
     order = epoch_order(context.seed("probed responses", round), 0, len(unique))
-    return [unique[i] for i in order[: context.config.evaluation.prompts]]
+    return [unique[i] for i in order[:PROBED]]
 
 
 def reward_checks(context: Context, prompts: Sequence[Prompt], answers: Mapping[str, Sequence[tuple[int, ...]]]) -> dict[str, Any]:
