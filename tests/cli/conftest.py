@@ -125,6 +125,6 @@ def fingerprint() -> Callable[[Path], dict[str, str]]:
 
 def hashes(folder: Path) -> dict[str, str]:
     files = [*folder.glob("rounds/*/*/*.safetensors"), *folder.glob("policy/*.safetensors"), *folder.glob("baseline_sft/*.safetensors")]
-    files += [folder / "metrics.jsonl", folder / "evaluation/results.json", folder / "evaluation/samples.jsonl"]
-    files += folder.glob("rounds/*/questions/*.jsonl")
+    files += [folder / "metrics.jsonl", *folder.glob("evaluation/results.json"), *folder.glob("evaluation/samples.jsonl")]
+    files += [*folder.glob("rounds/*/questions/*.jsonl"), *folder.glob("rounds/*/reward/measured.json")]
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

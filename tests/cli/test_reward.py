@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
-from .conftest import Parts, run
+import pytest
+
+from humanward.storage import MetricsLog
+
+from .conftest import Parts, run, start
+from .test_resume import wait_for
 
 
 def write_pairs(path: Path, count: int = 60) -> Path:
@@ -57,3 +64,23 @@ def test_settings_without_a_file_are_refused(parts: Parts, tmp_path: Path) -> No
     assert done.code == 2
     assert "absent.jsonl" in done.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["reward", "dpo"])
+def test_killed_in_the_middle_a_run_on_a_file_ends_the_same(
+    command: str, parts: Parts, fingerprint: Callable[[Path], dict[str, str]], tmp_path: Path
+) -> None:
+    data = write_pairs(tmp_path / "pairs.jsonl")
+    words = ["--data", data, "--model", parts.model, "threads=1", "self_test=false", "evaluation.prompts=4", f"{command}.batch_size=2"]
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "run"
+    done = run(command, undisturbed, *words)
+    assert done.code == 0, done.err
+    process = start(command, folder, *words)
+    log = MetricsLog(folder / "metrics.jsonl")
+    wait_for(lambda: sum(row["stage"] == command for row in log.read()) > 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    again = run(command, folder, *words)
+    assert again.code == 0, again.err
+    assert fingerprint(folder) == fingerprint(undisturbed)
