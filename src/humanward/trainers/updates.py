@@ -108,7 +108,9 @@ class Updater:
             total += share.detach()
         self._average_gradients()
         total = sum_over_processes(self.accelerator, total)
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), math.inf if self.max_grad_norm is None else self.max_grad_norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.named.values(), self.max_grad_norm, norm)
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             self.bad_in_a_row += 1
             if self.bad_in_a_row >= BAD_UPDATES:
