@@ -44,18 +44,16 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     called ``rank`` of the List ``answers``.
     """
     answers = numbered("answer", question)
-    if label.kind == "ranking":
-        if len(set(label.answer)) < len(answers):
-            return [], 1
-        data: dict[str, Any] = {"answers": [{"id": name, "body": text} for name, text in answers.items()]}
-        order = sorted(answers, key=lambda name: label.answer[list(answers).index(name)])
-        result: dict[str, Any] = {"type": "ranker", "from_name": "rank", "to_name": "answers", "value": {"ranker": {"rank": order}}}
+    names = list(answers)
+    data: dict[str, Any] = answers
+    if label.kind == "ranking" and len(set(label.answer)) == len(names):
+        data = {"answers": [{"id": name, "body": text} for name, text in answers.items()]}
+        order = [name for _, name in sorted(zip(label.answer, names, strict=True))]
+        result = _result("ranker", "rank", "answers", ranker={"rank": order})
+    elif label.kind in ("pair", "best_of_k") and (label.answer == TIE or len(names) > 2):
+        result = _result("choices", "choice", "prompt", choices=["tie" if label.answer == TIE else names[label.answer]])
     elif label.kind in ("pair", "best_of_k"):
-        data, tied, names = answers, label.answer == TIE, list(answers)
-        result = {"type": "choices", "from_name": "choice", "to_name": "prompt"}
-        result["value"] = {"choices": ["tie" if tied else names[label.answer]]}
-        if len(answers) == 2 and not tied:
-            result |= {"type": "pairwise", "to_name": ",".join(names), "value": {"selected": ("left", "right")[label.answer]}}
+        result = _result("pairwise", "choice", ",".join(names), selected=("left", "right")[label.answer])
     else:
         return [], 1
     annotation: dict[str, Any] = {"result": [result]}
@@ -65,6 +63,10 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     if label.seconds is not None:
         annotation["lead_time"] = label.seconds
     return [{"data": {"prompt": question.prompt.text, **data}, "annotations": [annotation]}], 0
+
+
+def _result(type: str, name: str, of: str, **value: Any) -> dict[str, Any]:
+    return {"type": type, "from_name": name, "to_name": of, "value": value}
 
 
 def _label(row: Row, data: Mapping[str, Any], annotation: Mapping[str, Any], where: str) -> tuple[list[str], list[str], Label]:
