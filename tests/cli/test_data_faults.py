@@ -230,7 +230,7 @@ def target_cases() -> Iterator[Case]:
     yield Case("soft-to-ranking", "x.jsonl", lines(SOFT), (1,), "cannot be written as ranking", (("to", "ranking"),))
     yield Case("best-to-ranking", "x.jsonl", lines(BEST), (1,), "table, pairs, transcripts", (("to", "ranking"),))
     tied = {"prompt": "Say hi", "responses": ["Hi!", "No.", "Oh."], "ranks": [0, 0, 1]}
-    yield Case("tied-ranks-to-pairs", "x.jsonl", among(RANKS, tied), (1, 2, 3), "table, ranking can hold it", (("to", "pairs"),))
+    yield Case("tied-ranks-to-pairs", "x.jsonl", among(RANKS, tied), (1, 2, 3), "table, ranking, argilla can hold it", (("to", "pairs"),))
     yield Case("rating-to-pairs", "x.jsonl", lines(RATING), (1,), "table, rating can hold it", (("to", "pairs"),))
     yield Case("unpaired-to-pairs", "x.jsonl", lines(UNPAIRED), (1,), "table, unpaired can hold it", (("to", "pairs"),))
     yield Case("pairs-to-unpaired", "x.jsonl", lines(PAIR), (1,), "cannot be written as unpaired", (("to", "unpaired"),))
