@@ -1,15 +1,16 @@
 """What reward models learn, side by side and from the same weights, on labels of known noise and on real preferences.
 
-    python bench/reward_learning.py OUT_FOLDER [--seeds 1 2 3] [--only elements queries trl]
+    python bench/reward_learning.py OUT_FOLDER [--seeds 1 2 3] [--only elements queries trl] [--write docs/reward_learning.md]
 
 elements: an order of K responses as one element of the batch, against its C(K, 2) pairs shuffled among all others (Ouyang et al. 2022,
-    section 3.5): the same pairs in the same number of updates. Loss on held-out orders.
+    section 3.5): the same pairs in the same number of updates, for K = 4 and 9, the ends of the paper's range. Loss on held-out orders.
 queries: questions that an ensemble disagrees about, against random ones (Christiano et al. 2017, section 2.2.4): accuracy by the number of
-    labels, and how many labels each arm needs for what the random one reaches in the end.
+    labels, and how many labels each arm needs for what the random one reaches in the end. On a small language in which few words matter,
+    since the embedded model learns too little from a few hundred pairs to tell the arms apart.
 trl: our RewardTrainer against TRL's at equal steps, on summeval-pairs and hh-harmless-base-test: accuracy on the same held-out pairs.
 
-One JSON line per cell on stdout, kept in OUT_FOLDER/cells.jsonl: a cell that is there is not done again. The last lines compare the arms:
-differences by seed, their mean, and its 95 % interval by Student's t over the seeds.
+One JSON line per cell on stdout, kept in OUT_FOLDER/cells.jsonl: a cell that is there is not done again. Then the page: means over seeds,
+their differences with 95 % intervals by Student's t over the seeds, and, where both arms answer the same questions, over those too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from humanward.data import Task, iter_texts
-from humanward.data.batches import epoch_order, left_pad
+from humanward.data.batches import left_pad
 from humanward.feedback import load_score
-from humanward.maths.acquisition import choice_variance, draw_with_propensities, propensities
+from humanward.maths.acquisition import draw_with_propensities, propensities
 from humanward.maths.reward_losses import all_pairs_loss
 from humanward.models import (
     TYPES,
@@ -53,20 +54,26 @@ from humanward.models import (
 from humanward.models.classifier import head_of
 from humanward.models.loading import trunk_of
 from humanward.records import Comparison, Prompt, Response
+from humanward.rounds.choosing import MEASURES
 from humanward.storage import derive_seed
 from humanward.trainers import EnsembleTrainer, RewardConfig, RewardTrainer, choices, train
 from humanward.trainers.responses import sampling_settings
 from humanward.trainers.reward import scores_of
 from humanward.trainers.reward_ensemble import choice_probabilities
+from humanward.trainers.selftest import tiny_policy
 
 MODEL = "asset:storyteller"
 PREFERENCES = Path(__file__).parents[1].parent / "shared/data/preferences"
-K, PROMPT, RESPONSE = 4, 24, 16
+K, PROMPT, RESPONSE = 9, 24, 16
 NOISE = 0.25
 """Share of labels that are given blindly."""
-ORDERS, HELD_OUT = 384, 256
-START, STEP, ROUNDS, CANDIDATES, MEMBERS = 128, 128, 4, 4, 3
+ORDERS, HELD_OUT, ORDERS_BATCH = 256, 256, 4
+KS = (4, 9)
+START, STEP, ROUNDS, CANDIDATES, MEMBERS = 128, 128, 7, 4, 3
 """Labels before the first choice, and in each round; candidates for each question; reward models."""
+LANGUAGE = tuple(f"w{n}" for n in range(60))
+LENGTH, MATTER, TEST = 6, 0.2, 1500
+"""Words of a response; share of the words that have a value; test questions, of which those with equal scores are left out."""
 PAIRS, PAIRS_HELD_OUT, LONGEST = 384, 400, {"prompt": 96, "response": 48}
 FIT = {"lr": 1e-3, "max_grad_norm": 1.0, "head_scale": 0.1, "normalize_before": False, "normalize_after": False}
 """As `humanward demo`: what a model of this size learns from in one pass."""
@@ -88,7 +95,7 @@ def sampled() -> Iterator[Comparison]:
     task = Task.plain(policy.tokenizer, response_length=RESPONSE, temperature=0.7, prompt_length=PROMPT, prompt_start=".", prompt_end=".")
     score = load_score("positive")
     source = Path(resolve(MODEL)).parent / "prompts.jsonl.gz"
-    needed = HELD_OUT + max(ORDERS, START + STEP * ROUNDS * CANDIDATES)
+    needed = ORDERS + HELD_OUT
     found = list({p.tokens: p for p in itertools.islice(task.iter_prompts(iter_texts(str(source))), 3 * needed)}.values())[:needed]
     for start in range(0, len(found), 64):
         part = found[start : start + 64]
@@ -120,11 +127,6 @@ def pair_of(question: Comparison, seed: int, first: int = 0, second: int = 1) ->
     return replace(order, responses=(order.responses[first], order.responses[second]), kind="pair", target=target)
 
 
-def true_pair(question: Comparison) -> Comparison:
-    scores: Any = question.target
-    return replace(question, responses=question.responses[:2], kind="pair", target=0 if scores[0] >= scores[1] else 1)
-
-
 # Reward models
 
 
@@ -143,46 +145,71 @@ def fitted(labels: Sequence[Comparison], dtype: torch.dtype, seed: int, batch_si
 # elements
 
 
-def elements(asked: Sequence[Comparison], dtype: torch.dtype, arm: str, seed: int) -> dict[str, Any]:
-    """Fit to orders, whole or in pairs; measure on others of the same labeler."""
-    training = [order_of(q, seed) for q in asked[:ORDERS]]
-    held_out = [order_of(q, seed) for q in asked[ORDERS : ORDERS + HELD_OUT]]
-    count = K * (K - 1) // 2
+def elements(asked: Sequence[Comparison], dtype: torch.dtype, data: str, arm: str, seed: int) -> dict[str, Any]:
+    """Fit to orders of the first K responses, whole or in pairs; measure on those orders and on others of the same labeler."""
+    k = int(data.removeprefix("K="))
+    cut = [replace(q, responses=q.responses[:k], target=q.target[:k]) for q in asked[: ORDERS + HELD_OUT]]  # type: ignore[index]
+    training, held_out = ([order_of(q, seed) for q in part] for part in (cut[:ORDERS], cut[ORDERS:]))
+    pairs = list(itertools.combinations(range(k), 2))
     if arm == "pairs":
-        spread = [pair_of(q, seed, a, b) for q in asked[:ORDERS] for a, b in itertools.combinations(range(K), 2)]
-        trainer = fitted([replace(c, question_id=str(n)) for n, c in enumerate(spread)], dtype, seed, 16 * count)
+        spread = [pair_of(q, seed, a, b) for q in cut[:ORDERS] for a, b in pairs]
+        labels = [replace(c, question_id=str(n)) for n, c in enumerate(spread)]
+        trainer = fitted(labels, dtype, seed, ORDERS_BATCH * len(pairs))
     else:
-        trainer = fitted(training, dtype, seed, 16)
-    scores = torch.tensor(scores_of(trainer.reward_model, held_out))
-    ranks = torch.tensor([c.target for c in held_out], dtype=torch.float32)
-    right = [int(scores[n].argmax()) == int(ranks[n].argmin()) for n in range(len(held_out))]
-    return {"updates": trainer.total_steps, "loss": float(all_pairs_loss(scores, ranks).mean()), "best_right": statistics.fmean(right)}
+        trainer = fitted(training, dtype, seed, ORDERS_BATCH)
+    loss, right = fit_of(trainer.reward_model, held_out)
+    return {"updates": trainer.total_steps, "loss": loss, "training_loss": fit_of(trainer.reward_model, training)[0], "pairs_right": right}
+
+
+def fit_of(model: RewardModel, orders: Sequence[Comparison]) -> tuple[float, float]:
+    """(mean all-pairs loss, share of pairs that are scored as they are ordered)."""
+    scores = torch.tensor(scores_of(model, orders))
+    ranks = torch.tensor([c.target for c in orders], dtype=torch.float32)
+    right = (scores[:, :, None] > scores[:, None, :])[ranks[:, :, None] < ranks[:, None, :]]
+    return float(all_pairs_loss(scores, ranks).mean()), float(right.float().mean())
 
 
 # queries
 
 
-def queries(asked: Sequence[Comparison], dtype: torch.dtype, arm: str, seed: int) -> dict[str, Any]:
+def small_language(seed: int, count: int) -> Iterator[tuple[Comparison, int | None]]:
+    """Pairs of random words, by Zipf's law, with a label that is blind with probability ``NOISE``, and the truth; None: equal scores.
+
+    A response's score is the sum of its words' values, which most words do not have.
+    """
+    lots = np.random.default_rng(seed)
+    values = lots.normal(size=len(LANGUAGE)) * (lots.random(len(LANGUAGE)) < MATTER)
+    often = 1 / np.arange(1, len(LANGUAGE) + 1)
+    for n in range(count):
+        words = lots.choice(len(LANGUAGE), size=(2, LENGTH), p=often / often.sum())
+        first, second = values[words].sum(1)
+        truth = None if first == second else int(second > first)
+        label = int(lots.integers(2)) if truth is None or lots.random() < NOISE else truth
+        responses = tuple(Response("", tuple(int(word) + 2 for word in row)) for row in words)
+        yield Comparison(Prompt(f"p{n}", "", (2,)), responses, "pair", label, question_id=f"q{n}"), truth
+
+
+def queries(arm: str, seed: int) -> dict[str, Any]:
     """Label, fit, choose, label again; measure on the truth about questions of nobody's choice."""
-    test = [true_pair(q) for q in asked[:HELD_OUT] if q.target[0] != q.target[1]]  # type: ignore[index]
-    pool = [asked[HELD_OUT + i] for i in epoch_order(derive_seed(seed, "pool"), 0, len(asked) - HELD_OUT)]
+    asked = list(small_language(seed, TEST + START + STEP * ROUNDS * CANDIDATES))
+    test = [(question, truth) for question, truth in asked[:TEST] if truth is not None]
+    pool = [question for question, _ in asked[TEST:]]
     labelled, pool = pool[:START], pool[START:]
+    base = tiny_policy(seed=seed, words=LANGUAGE, width=32)
+    config = RewardConfig(lr=1e-2, batch_size=16, epochs=4, max_grad_norm=1.0, normalize_before=False, normalize_after=False)
     points: list[tuple[int, float]] = []
     for number in range(ROUNDS + 1):
-        labels = [pair_of(q, seed) for q in labelled]
         heads = torch.Generator().manual_seed(seed)
-        model = fresh(dtype, seed)
-        settings = EnsembleConfig(members=MEMBERS)
-        ensemble = new_ensemble(model.model, model.tokenizer, settings, head_scale=FIT["head_scale"], generator=heads)
-        train(EnsembleTrainer(ensemble, labels, RewardConfig(**FIT, batch_size=16), seed=seed))
-        picked = choice_probabilities(ensemble, test).mean(0).argmax(1)
-        points.append((len(labelled), float(np.mean([c.target == k for c, k in zip(test, picked, strict=True)]))))
+        ensemble = new_ensemble(base.model, base.tokenizer, EnsembleConfig(members=MEMBERS), head_scale=1.0, generator=heads)
+        train(EnsembleTrainer(ensemble, labelled, config, seed=seed))
+        picked = choice_probabilities(ensemble, [question for question, _ in test]).mean(0).argmax(1)
+        points.append((len(labelled), float(np.mean([truth == k for (_, truth), k in zip(test, picked, strict=True)]))))
         if number == ROUNDS:
             break
         part, pool = pool[: STEP * CANDIDATES], pool[STEP * CANDIDATES :]
-        disagreement = choice_variance(choice_probabilities(ensemble, [true_pair(q) for q in part]))
-        p = propensities(disagreement if arm == "disagreement" else np.zeros(len(part)), STEP, uniform_share=0.25)
-        labelled += [part[i] for i in draw_with_propensities(p, random.Random(seed + number).random())]
+        weights = np.zeros(len(part)) if arm == "random" else MEASURES[arm](choice_probabilities(ensemble, part))
+        p = propensities(weights, STEP, uniform_share=0.25)
+        labelled = [*labelled, *(part[i] for i in draw_with_propensities(p, random.Random(seed + number).random()))]
     return {"points": points}
 
 
@@ -271,42 +298,84 @@ def trls(model: RewardModel, rows: Sequence[tuple[list[int], list[int], list[int
     return model.eval()
 
 
-# The table
+# The page
 
 
-def difference(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % interval over seeds."""
-    mean = statistics.fmean(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return {"by_seed": [round(v, 4) for v in values], "mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+@dataclass(frozen=True)
+class Row:
+    """One comparison of two arms: a number of each per seed."""
+
+    what: str
+    ours: Sequence[float]
+    other: Sequence[float]
+    pairs: tuple[float, float] | None = None
+    """95 % interval of the difference over held-out pairs, each the mean of its seeds, where both arms answered the same ones."""
+
+    def markdown(self) -> str:
+        means = " | ".join(f"{statistics.fmean(side):.3f}" for side in (self.ours, self.other))
+        gains = [a - b for a, b in zip(self.ours, self.other, strict=True)]
+        half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+        mean = statistics.fmean(gains)
+        pairs = f"[{self.pairs[0]:+.3f}, {self.pairs[1]:+.3f}]" if self.pairs else ""
+        return f"| {self.what} | {means} | {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] | {pairs} |"
 
 
-def summaries(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+def tables(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, tuple[str, list[Row], str]]:
+    """By title: names of both arms, rows, what to say under them; for the parts that have cells of both arms."""
     found = {(c["part"], c["data"], c["arm"], c["seed"]): c for c in cells}
 
-    def both(part: str, data: str, ours: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        wanted = [((part, data, ours, s), (part, data, other, s)) for s in seeds]
-        return [(found[a], found[b]) for a, b in wanted if a in found and b in found]
+    def both(part: str, data: str, ours: str, other: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        here = [s for s in seeds if (part, data, ours, s) in found and (part, data, other, s) in found]
+        return [found[part, data, ours, s] for s in here], [found[part, data, other, s] for s in here]
 
-    if rows := both("elements", "", "element", "pairs"):
-        yield {"summary": "loss of pairs less that of one element", **difference([b["loss"] - a["loss"] for a, b in rows])}
-        yield {"summary": "best right, one element less pairs", **difference([a["best_right"] - b["best_right"] for a, b in rows])}
-    if rows := both("queries", "", "disagreement", "random"):
-        last = [b["points"][-1] for _, b in rows]
-        needed = [(labels_needed(a["points"], p[1]), labels_needed(b["points"], p[1])) for (a, b), p in zip(rows, last, strict=True)]
-        yield {"summary": "labels needed for what random reaches in the end (disagreement, random)", "by_seed": needed}
-        gains = [statistics.fmean(x[1] - y[1] for x, y in zip(a["points"][1:], b["points"][1:], strict=True)) for a, b in rows]
-        yield {"summary": "accuracy of disagreement less random, mean over sizes", **difference(gains)}
+    orders = []
+    for k in KS:
+        ours, other = both("elements", f"K={k}", "element", "pairs")
+        for what, name in (("held-out loss", "loss"), ("loss on its own orders", "training_loss"), ("held-out pairs right", "pairs_right")):
+            if ours:
+                orders.append(Row(f"K = {k}, {what}", [c[name] for c in ours], [c[name] for c in other]))
+    chosen, needed = [], []
+    for arm in MEASURES:
+        ours, other = both("queries", "", arm, "random")
+        if not ours:
+            continue
+        for i, (n, _) in enumerate(other[0]["points"]):
+            chosen.append(
+                Row(f"{arm}, {n} labels: held-out pairs right", [c["points"][i][1] for c in ours], [c["points"][i][1] for c in other])
+            )
+        means = tuple([statistics.fmean(p[1] for p in c["points"][1:]) for c in side] for side in (ours, other))
+        chosen.append(Row(f"{arm}, mean over all sizes but the first", means[0], means[1]))
+        counts = [[labels_needed(c["points"], b["points"][-1][1]) for c in (a, b)] for a, b in zip(ours, other, strict=True)]
+        told = "; ".join(" against ".join("never" if math.isinf(n) else f"{n:.0f}" for n in pair) for pair in counts)
+        needed.append(f"Labels until what the random arm has in the end, {arm} against random, by seed: {told}.")
+    beside = []
     for name in TEXTS:
-        if rows := both("trl", name, "ours", "trl"):
-            gains = [a["accuracy"] - b["accuracy"] for a, b in rows]
-            marks = np.mean([np.subtract(a["right"], b["right"]) for a, b in rows], axis=0)
-            half = 1.96 * marks.std() / math.sqrt(len(marks))
-            over_pairs = [round(float(marks.mean() + sign * half), 4) for sign in (-1, 1)]
-            yield {
-                "summary": f"{name}: accuracy of ours less TRL's", **difference(gains), "ours": [a["accuracy"] for a, _ in rows],
-                "trl": [b["accuracy"] for _, b in rows], "interval_over_pairs": over_pairs,
-            }  # fmt: skip
+        ours, other = both("trl", name, "ours", "trl")
+        if ours:
+            marks = np.mean([np.subtract(a["right"], b["right"]) for a, b in zip(ours, other, strict=True)], axis=0)
+            half = 1.96 * float(marks.std(ddof=1)) / math.sqrt(len(marks))
+            interval = (float(marks.mean()) - half, float(marks.mean()) + half)
+            beside.append(Row(f"{name}: held-out pairs right", [c["accuracy"] for c in ours], [c["accuracy"] for c in other], interval))
+    every = {
+        "An order of K as one element": (
+            "one element | shuffled pairs", orders,
+            f"{ORDERS} orders with {NOISE:.0%} blind ones, {ORDERS_BATCH} a batch, one pass; a coin has a loss of ln 2 = 0.693.",
+        ),
+        "Questions that an ensemble disagrees about": ("chosen | random", chosen, "\n\n".join(needed)),
+        "Beside TRL's RewardTrainer": (
+            "Humanward | TRL", beside, f"{PAIRS} pairs, 16 a batch, one pass; {PAIRS_HELD_OUT} held-out pairs.",
+        ),
+    }  # fmt: skip
+    return {title: table for title, table in every.items() if table[1]}
+
+
+def page(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
+    head = (__doc__ or "").split("\n\n")
+    text = f"# What reward models learn\n\n<!-- Made by bench/reward_learning.py: do not edit. -->\n\n{head[0]}\n\n{head[3]}"
+    for title, (arms, rows, note) in tables(cells, seeds).items():
+        text += f"\n## {title}\n\n| | {arms} | difference [over seeds] | [over pairs] |\n|---|---|---|---|---|\n"
+        text += "\n".join(row.markdown() for row in rows) + f"\n\n{note}\n"
+    return text
 
 
 def main() -> None:
@@ -315,12 +384,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=("elements", "queries", "trl"), default=["elements", "queries", "trl"])
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--write", type=Path, help="the page that the tables are written to")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(given.threads)
     dtype = TYPES[settled_dtype(given.dtype, torch.device("cpu"))]
     log = given.folder / "cells.jsonl"
     cells = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    wanted = [("elements", "", arm) for arm in ("element", "pairs")] + [("queries", "", arm) for arm in ("random", "disagreement")]
+    wanted = [("elements", f"K={k}", arm) for k in KS for arm in ("element", "pairs")]
+    wanted += [("queries", "", arm) for arm in ("random", *MEASURES)]
     wanted += [("trl", name, arm) for name in TEXTS for arm in ("ours", "trl")]
     done = {(c["part"], c["data"], c["arm"], c["seed"]) for c in cells}
     asked = questions(given.folder)
@@ -329,15 +402,18 @@ def main() -> None:
             if part not in given.only or (part, data, arm, seed) in done:
                 continue
             started = time.monotonic()
-            run = {"elements": elements, "queries": queries}.get(part)
-            cell = run(asked, dtype, arm, seed) if run is not None else beside_trl(data, dtype, arm, seed)
+            if part == "elements":
+                cell = elements(asked, dtype, data, arm, seed)
+            else:
+                cell = queries(arm, seed) if part == "queries" else beside_trl(data, dtype, arm, seed)
             about = {"part": part, "data": data, "arm": arm, "seed": seed, "dtype": str(dtype)}
             cells.append(about | cell | {"seconds": round(time.monotonic() - started, 1)})
             with log.open("a") as file:
                 file.write(json.dumps(cells[-1]) + "\n")
             print(json.dumps({name: value for name, value in cells[-1].items() if name != "right"}), flush=True)
-    for row in summaries(cells, given.seeds):
-        print(json.dumps(row))
+    print(page(cells, given.seeds))
+    if given.write is not None:
+        given.write.write_text(page(cells, given.seeds))
 
 
 if __name__ == "__main__":
