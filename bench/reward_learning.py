@@ -7,7 +7,7 @@ elements: an order of K responses as one element of the batch, against its C(K, 
 queries: questions that an ensemble disagrees about, against random ones (Christiano et al. 2017, section 2.2.4): accuracy by the number of
     labels, and how many labels each arm needs for what the random one reaches in the end. On a small language in which few words matter,
     since the embedded model learns too little from a few hundred pairs to tell the arms apart.
-trl: our RewardTrainer against TRL's at equal steps, on summeval-pairs and hh-harmless-base-test: accuracy on the same held-out pairs.
+trl: our RewardTrainer against TRL's at equal steps, on pairs of summeval and of hh-harmless: accuracy on the same held-out pairs.
 
 One JSON line per cell on stdout, kept in OUT_FOLDER/cells.jsonl: a cell that is there is not done again. Then the page: means over seeds,
 their differences with 95 % intervals by Student's t over the seeds, and, where both arms answer the same questions, over those too.
@@ -16,27 +16,28 @@ their differences with 95 % intervals by Student's t over the seeds, and, where 
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import json
 import math
 import random
+import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from preference_learning import DATA
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from humanward.data import Task, iter_texts
-from humanward.data.batches import left_pad
+from humanward.data.batches import epoch_order, left_pad
 from humanward.feedback import load_score
 from humanward.maths.acquisition import draw_with_propensities, propensities
 from humanward.maths.reward_losses import all_pairs_loss
@@ -69,12 +70,12 @@ NOISE = 0.25
 """Share of labels that are given blindly."""
 ORDERS, HELD_OUT, ORDERS_BATCH = 256, 256, 4
 KS = (4, 9)
-START, STEP, ROUNDS, CANDIDATES, MEMBERS = 128, 128, 7, 4, 3
+START, STEP, ROUNDS, CANDIDATES, MEMBERS = 128, 128, 11, 4, 3
 """Labels before the first choice, and in each round; candidates for each question; reward models."""
 LANGUAGE = tuple(f"w{n}" for n in range(60))
 LENGTH, MATTER, TEST = 6, 0.2, 1500
 """Words of a response; share of the words that have a value; test questions, of which those with equal scores are left out."""
-PAIRS, PAIRS_HELD_OUT, LONGEST = 384, 400, {"prompt": 96, "response": 48}
+PAIRS, PAIRS_HELD_OUT = 384, 400
 FIT = {"lr": 1e-3, "max_grad_norm": 1.0, "head_scale": 0.1, "normalize_before": False, "normalize_after": False}
 """As `humanward demo`: what a model of this size learns from in one pass."""
 
@@ -227,57 +228,34 @@ def labels_needed(points: Sequence[Sequence[float]], accuracy: float) -> float:
 # trl
 
 
-def pairs_of(name: str) -> list[tuple[list[int], list[int], list[int]]]:
-    """(prompt, chosen, rejected) in tokens, in a fixed order; a long prompt loses its beginning, a long response its end."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve(MODEL))
-    found: list[tuple[list[int], list[int], list[int]]] = []
-    with gzip.open(PREFERENCES / f"{name}.jsonl.gz", "rt") as file:
-        rows = [json.loads(line) for line in file]
-    for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist():
-        texts = TEXTS[name](rows[i])
-        if texts is None:
-            continue
-        prompt, chosen, rejected = (tokenizer(text)["input_ids"] for text in texts)
-        found.append((prompt[-LONGEST["prompt"] :], chosen[: LONGEST["response"]], rejected[: LONGEST["response"]]))
-        if len(found) == PAIRS + PAIRS_HELD_OUT:
-            return found
-    raise SystemExit(f"{name}: {len(found)} pairs, fewer than {PAIRS + PAIRS_HELD_OUT}")
-
-
-def dialogue(row: dict[str, Any]) -> tuple[str, str, str] | None:
-    cut = row["chosen"].rfind("\n\nAssistant:") + len("\n\nAssistant:")
-    chosen, rejected = row["chosen"][cut:], row["rejected"][cut:]
-    return (row["chosen"][:cut], chosen, rejected) if row["rejected"][:cut] == row["chosen"][:cut] and chosen and rejected else None
-
-
-def summary(row: dict[str, Any]) -> tuple[str, str, str] | None:
-    return row["article"], " " + row["chosen"], " " + row["rejected"]
-
-
-TEXTS: dict[str, Callable[[dict[str, Any]], tuple[str, str, str] | None]] = {"hh-harmless-base-test": dialogue, "summeval-pairs": summary}
+def pairs_of(name: str) -> tuple[list[Comparison], list[Comparison]]:
+    """Pairs to train on and pairs to measure on, in a fixed order; no prompt is in both."""
+    found = [c for c in DATA[name](PREFERENCES) if c is not None]
+    found = [found[i] for i in epoch_order(0, 0, len(found))]
+    prompts = list(dict.fromkeys(c.prompt.tokens for c in found))
+    measured = set(prompts[: len(prompts) // 2])
+    training = [c for c in found if c.prompt.tokens not in measured][:PAIRS]
+    held_out = [c for c in found if c.prompt.tokens in measured][:PAIRS_HELD_OUT]
+    if len(training) < PAIRS or len(held_out) < PAIRS_HELD_OUT:
+        raise SystemExit(f"{name}: {len(training)} and {len(held_out)} pairs, fewer than {PAIRS} and {PAIRS_HELD_OUT}")
+    return training, held_out
 
 
 def beside_trl(name: str, dtype: torch.dtype, arm: str, seed: int) -> dict[str, Any]:
     """One pass over the same pairs with the same rate, batch and steps, from the same weights; each trainer in its own order."""
-    rows = pairs_of(name)
-    training, held_out = rows[:PAIRS], rows[PAIRS:]
+    training, held_out = pairs_of(name)
     model = fresh(dtype, seed)
-    comparisons = [
-        Comparison(Prompt(str(n), "", tuple(p)), (Response("", tuple(a)), Response("", tuple(b))), "pair", 0, question_id=str(n))
-        for n, (p, a, b) in enumerate(rows)
-    ]
     if arm == "ours":
-        config = RewardConfig(**FIT, batch_size=16, adam_eps=1e-8)
-        trainer = RewardTrainer(model, comparisons[:PAIRS], config, seed=seed)
+        trainer = RewardTrainer(model, training, RewardConfig(**FIT, batch_size=16, adam_eps=1e-8), seed=seed)
         train(trainer)
         fit = trainer.reward_model
     else:
         fit = trls(model, training, dtype, seed)
-    picked = choices(fit, comparisons[PAIRS:])
-    return {"right": [int(k == 0) for k in picked], "accuracy": picked.count(0) / len(held_out)}
+    right = [int(k == c.target) for k, c in zip(choices(fit, held_out), held_out, strict=True)]
+    return {"right": right, "accuracy": statistics.fmean(right)}
 
 
-def trls(model: RewardModel, rows: Sequence[tuple[list[int], list[int], list[int]]], dtype: torch.dtype, seed: int) -> RewardModel:
+def trls(model: RewardModel, training: Sequence[Comparison], dtype: torch.dtype, seed: int) -> RewardModel:
     """The same weights as a sequence classifier, fitted by TRL, and back."""
     from datasets import Dataset
     from trl import RewardConfig as Config
@@ -290,7 +268,8 @@ def trls(model: RewardModel, rows: Sequence[tuple[list[int], list[int], list[int
         lr_scheduler_type="linear", weight_decay=0.0, adam_epsilon=1e-8, bf16=dtype == torch.bfloat16, use_cpu=True, report_to="none",
         gradient_checkpointing=False, disable_dropout=True, max_length=None, logging_strategy="no", save_strategy="no", seed=seed,
     )  # fmt: skip
-    data = Dataset.from_list([{"chosen_ids": [*p, *a], "rejected_ids": [*p, *b]} for p, a, b in rows])
+    sides = {"chosen_ids": lambda c: c.responses[c.target], "rejected_ids": lambda c: c.responses[1 - c.target]}
+    data = Dataset.from_list([{side: [*c.prompt.tokens, *of(c).tokens] for side, of in sides.items()} for c in training])
     trainer = Trainer(model=classifier, args=args, train_dataset=data, processing_class=model.tokenizer)
     trainer.train()
     trunk_of(model.model).load_state_dict(trunk_of(classifier).state_dict())
@@ -321,7 +300,7 @@ class Row:
 
 
 def tables(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, tuple[str, list[Row], str]]:
-    """By title: names of both arms, rows, what to say under them; for the parts that have cells of both arms."""
+    """By part: names of both arms, rows, what to say under them; for the parts that have cells of both arms."""
     found = {(c["part"], c["data"], c["arm"], c["seed"]): c for c in cells}
 
     def both(part: str, data: str, ours: str, other: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -340,6 +319,8 @@ def tables(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, t
         if not ours:
             continue
         for i, (n, _) in enumerate(other[0]["points"]):
+            if n % 256:
+                continue
             chosen.append(
                 Row(f"{arm}, {n} labels: held-out pairs right", [c["points"][i][1] for c in ours], [c["points"][i][1] for c in other])
             )
@@ -349,7 +330,7 @@ def tables(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, t
         told = "; ".join(" against ".join("never" if math.isinf(n) else f"{n:.0f}" for n in pair) for pair in counts)
         needed.append(f"Labels until what the random arm has in the end, {arm} against random, by seed: {told}.")
     beside = []
-    for name in TEXTS:
+    for name in DATA:
         ours, other = both("trl", name, "ours", "trl")
         if ours:
             marks = np.mean([np.subtract(a["right"], b["right"]) for a, b in zip(ours, other, strict=True)], axis=0)
@@ -357,23 +338,31 @@ def tables(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, t
             interval = (float(marks.mean()) - half, float(marks.mean()) + half)
             beside.append(Row(f"{name}: held-out pairs right", [c["accuracy"] for c in ours], [c["accuracy"] for c in other], interval))
     every = {
-        "An order of K as one element": (
+        "elements": (
             "one element | shuffled pairs", orders,
             f"{ORDERS} orders with {NOISE:.0%} blind ones, {ORDERS_BATCH} a batch, one pass; a coin has a loss of ln 2 = 0.693.",
         ),
-        "Questions that an ensemble disagrees about": ("chosen | random", chosen, "\n\n".join(needed)),
-        "Beside TRL's RewardTrainer": (
-            "Humanward | TRL", beside, f"{PAIRS} pairs, 16 a batch, one pass; {PAIRS_HELD_OUT} held-out pairs.",
-        ),
+        "queries": ("chosen | random", chosen, "\n\n".join(needed)),
+        "trl": ("Humanward | TRL", beside, f"{PAIRS} pairs, 16 a batch, one pass; {PAIRS_HELD_OUT} held-out pairs."),
     }  # fmt: skip
-    return {title: table for title, table in every.items() if table[1]}
+    return {part: table for part, table in every.items() if table[1]}
+
+
+TITLES = {
+    "elements": "An order of K as one element",
+    "queries": "Questions that an ensemble disagrees about",
+    "trl": "Beside TRL's RewardTrainer",
+}
 
 
 def page(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
-    head = (__doc__ or "").split("\n\n")
-    text = f"# What reward models learn\n\n<!-- Made by bench/reward_learning.py: do not edit. -->\n\n{head[0]}\n\n{head[3]}"
-    for title, (arms, rows, note) in tables(cells, seeds).items():
-        text += f"\n## {title}\n\n| | {arms} | difference [over seeds] | [over pairs] |\n|---|---|---|---|---|\n"
+    about, _, parts, how = (__doc__ or "").split("\n\n")
+    told = dict(line.split(": ", 1) for line in re.split(r"\n(?=\w)", parts))
+    text = f"# What reward models learn\n\n<!-- Made by bench/reward_learning.py: do not edit. -->\n\n{about}\n\n{how}"
+    for part, (arms, rows, note) in tables(cells, seeds).items():
+        sentence = re.sub(r"\s+", " ", told[part])
+        text += f"\n## {TITLES[part]}\n\n{sentence[0].upper()}{sentence[1:]}\n\n"
+        text += f"| | {arms} | difference [over seeds] | [over pairs] |\n|---|---|---|---|---|\n"
         text += "\n".join(row.markdown() for row in rows) + f"\n\n{note}\n"
     return text
 
@@ -394,7 +383,7 @@ def main() -> None:
     cells = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     wanted = [("elements", f"K={k}", arm) for k in KS for arm in ("element", "pairs")]
     wanted += [("queries", "", arm) for arm in ("random", *MEASURES)]
-    wanted += [("trl", name, arm) for name in TEXTS for arm in ("ours", "trl")]
+    wanted += [("trl", name, arm) for name in DATA for arm in ("ours", "trl")]
     done = {(c["part"], c["data"], c["arm"], c["seed"]) for c in cells}
     asked = questions(given.folder)
     for seed in given.seeds:

@@ -2,7 +2,8 @@
 
     python examples/loop_with_own_labeler.py runs/shouting --model MODEL_FOLDER --prompts TEXTS.txt
 
-The same command again goes on with an unfinished run. The end prints the win rate and where the report and the policy lie.
+The preset `demo` suits the embedded model, `--preset own` a model of yours. The same command again goes on with an unfinished run.
+The end prints the win rate and where the report and the policy lie.
 """
 
 from __future__ import annotations

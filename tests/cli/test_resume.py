@@ -48,7 +48,7 @@ def test_stage_by_stage_gives_the_same_bytes(
     assert run("init", folder, *parts.options()).code == 0
     wrong = run("ppo", folder)
     assert (wrong.code, wrong.err.splitlines()[-1]) == (
-        2, f"error: {folder}: the next stage is sample of round 1; run `humanward sample` first",
+        2, f"error: {folder}: the next stage is sample of round 1; run `humanward sample {folder}` first",
     )  # fmt: skip
     for stage, following in zip(STAGES, [*STAGES[1:], None], strict=True):
         done = run(stage, folder)

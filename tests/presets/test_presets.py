@@ -34,7 +34,7 @@ def test_a_preset_is_yaml_and_its_task_is_valid(name: str) -> None:
     assert Location.parse(settings["prompts"], (*HUB_SETTINGS, "text", "rows")).place == settings["prompts"].split("?")[0]
 
 
-@pytest.mark.parametrize("name", ZIEGLER + LATER + DIRECT)
+@pytest.mark.parametrize("name", [*ZIEGLER, *LATER, *DIRECT, "own"])
 def test_every_value_names_its_source(name: str) -> None:
     """P, C or Ours on the line itself or on the comment lines above it."""
     lines = text_of(name).splitlines()

@@ -91,11 +91,6 @@ def title(stage: Stage) -> str:
     return f"{stage.name}, round {stage.round}" if stage.round else stage.name
 
 
-def command_of(stage: Stage, folder: Path, config: LoopConfig) -> str:
-    """What does a stage alone. The page that people label on is a command of its own, beside it."""
-    return f"humanward {stage.name} {folder}" + (" --stage" if stage.name == "label" and config.labeler == "people" else "")
-
-
 def stage_json(stage: Stage) -> dict[str, Any]:
     """A stage as programs read it."""
     return {"stage": stage.name, "round": stage.round}
@@ -108,7 +103,7 @@ def _say_next(loop: Loop, done: list[Stage], pending: list[Stage], as_json: bool
         print(json.dumps({"run": str(folder), "done": [stage_json(s) for s in done], "next": stage_json(following), "finished": False}))
         return
     note(f"done: {'; '.join(map(title, done))}")
-    note(f"next: {title(following)}: {command_of(following, folder, loop.config)}")
+    note(f"next: {title(following)}: {loop.command_of(following)}")
 
 
 def _say_result(folder: Path, done: list[Stage], as_json: bool) -> None:

@@ -7,7 +7,7 @@ import json
 import typer
 
 from humanward.cli.options import AsJson, Run, example
-from humanward.cli.running import command_of, stage_json, title
+from humanward.cli.running import stage_json, title
 from humanward.errors import UserError
 from humanward.storage import read_json
 
@@ -38,4 +38,4 @@ def status(run: Run, as_json: AsJson = False) -> None:
         print(f"waiting for labels: {waiting['labels']} of {waiting['wanted']}; the page: humanward label {run}")
     elif waiting:
         print(f"{waiting['person']} has pulled the cord: {waiting['reason']}")
-    print(f"next: {command_of(following, run, loop.config)}, or humanward loop {run}" if following else f"finished: {loop.folder.report}")
+    print(f"next: {loop.command_of(following)}, or humanward loop {run}" if following else f"finished: {loop.folder.report}")

@@ -150,7 +150,7 @@ class Database:
         if url.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
             self.address = url.render_as_string(hide_password=True)  # it stands in messages
             if importlib.util.find_spec("psycopg") is None:
-                raise UserError(f"{self.address}: needs the package psycopg: pip install 'humanward[postgres]'")
+                raise UserError(f"{self.address}: needs the package psycopg: pip install 'psycopg[binary]'")
             engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8, max_overflow=56)
             event.listen(engine, "begin", _begin_postgresql)
             return engine

@@ -196,14 +196,14 @@ def peft_library() -> Any:
 
 def missing_for_lora() -> str | None:
     """What adapters need and is not here, with what to do; None where nothing is missing."""
-    return None if _installed("peft") else "peft is not installed; pip install 'humanward[peft]', or train all weights (lora=null)"
+    return None if _installed("peft") else "peft is not installed; pip install peft, or train all weights (lora=null)"
 
 
 def missing_for_quantization() -> str | None:
     """What quantised weights need and is not here, with what to do; None where nothing is missing."""
     if _installed("bitsandbytes"):
         return None
-    return "bitsandbytes is not installed; pip install 'humanward[qlora]', or set lora.quantize=null"
+    return "bitsandbytes is not installed; pip install bitsandbytes, or set lora.quantize=null"
 
 
 def _installed(name: str) -> bool:

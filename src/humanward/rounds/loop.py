@@ -209,8 +209,13 @@ class Loop:
         ahead = [stage for stage in pending if stage.has_command]
         if ahead[0].name != name:
             round_ = f" of round {ahead[0].round}" if ahead[0].round else ""
-            raise UserError(f"{self.folder.path}: the next stage is {ahead[0].name}{round_}; run `humanward {ahead[0].name}` first")
+            raise UserError(f"{self.folder.path}: the next stage is {ahead[0].name}{round_}; run `{self.command_of(ahead[0])}` first")
         return pending[: pending.index(ahead[0]) + 1]
+
+    def command_of(self, stage: Stage) -> str:
+        """What does a stage alone. The page that people label on is a command of its own, beside it."""
+        beside = " --stage" if stage.name == "label" and self.config.labeler == "people" else ""
+        return f"humanward {stage.name} {self.folder.path}{beside}"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
