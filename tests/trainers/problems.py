@@ -92,13 +92,16 @@ def reward(
 
 
 def ppo(
-    *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None,
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None, true_score: Any = None,
     dtype: torch.dtype = torch.float32, **settings: Any,
 ) -> PPOTrainer:  # fmt: skip
     policy = policy_of(dtype, seed=policy_seed, value_head=True)
     config = PPOConfig(**{"lr": 3e-3, "episodes": 64, "batch_size": 16, "minibatches": 2, "kl_target": 1.0, "kl_horizon": 100, **settings})
     task = task or tiny_task(policy, response_length=3)
-    return PPOTrainer(policy, policy_of(dtype, seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, check=check)
+    return PPOTrainer(
+        policy, policy_of(dtype, seed=1), score, PROMPTS, config, task=task, seed=5, accelerator=accelerator, true_score=true_score,
+        check=check,
+    )  # fmt: skip
 
 
 def ppo_with_value_network(
@@ -132,7 +135,7 @@ GROUP_METHODS = {
 
 def groups(
     method: str, *, policy_seed: int = 0, accelerator: Accelerator | None = None, task: Any = None, check: Any = None,
-    reward: Any = score, dtype: torch.dtype = torch.float32, **settings: Any,
+    true_score: Any = None, reward: Any = score, dtype: torch.dtype = torch.float32, **settings: Any,
 ) -> GroupTrainer:  # fmt: skip
     """Four prompts with four responses each in a step, two updates on two prompts each, twice."""
     policy = policy_of(dtype, seed=policy_seed)
@@ -140,8 +143,9 @@ def groups(
     config = GROUP_METHODS[method](**{**own, **settings})
     task = task or tiny_task(policy, response_length=3)
     return GroupTrainer(
-        policy, policy_of(dtype, seed=1), reward, PROMPTS, config, method, task=task, seed=5, accelerator=accelerator, check=check
-    )
+        policy, policy_of(dtype, seed=1), reward, PROMPTS, config, method, task=task, seed=5, accelerator=accelerator,
+        true_score=true_score, check=check,
+    )  # fmt: skip
 
 
 MAKERS = {

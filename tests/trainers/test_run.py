@@ -85,6 +85,42 @@ def test_a_stop_while_sampling(problems: ModuleType, tmp_path: Path) -> None:
     assert_same(again, tmp_path, expected)
 
 
+@pytest.mark.parametrize("name", ["ppo", "rloo", "grpo", "dr_grpo", "reinforce", "online_dpo", "expert_iteration"])
+@pytest.mark.parametrize("place", ["true score", "update"])
+def test_a_stop_within_a_step(problems: ModuleType, tmp_path: Path, name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second step: before its updates it is not done yet, and once they have begun it is done to its end."""
+    expected = whole_run(problems, name, tmp_path / "whole", true_score=problems.score)
+    stop, calls = StopFlag(), list[str]()
+
+    def reached(where: str, number: int) -> None:
+        calls.append(where)
+        if where == place and calls.count(where) == number:
+            stop.request()
+
+    def true_score(prompts: Any, responses: Any) -> list[float]:
+        reached("true score", 2)
+        stop.check()
+        return problems.score(prompts, responses)
+
+    trainer = problems.MAKERS[name](true_score=true_score, check=stop.check)
+    per_step, update = trainer.updater.total_updates // trainer.total_steps, trainer.updater.update
+
+    def watched(*args: Any, **settings: Any) -> dict[str, float]:
+        reached("update", per_step + 1)
+        return update(*args, **settings)
+
+    monkeypatch.setattr(trainer.updater, "update", watched)
+    with pytest.raises(Stopped):
+        train(trainer, surroundings(tmp_path, stop=stop))
+    checkpoint = Checkpoints(tmp_path / "checkpoints").latest()
+    assert checkpoint is not None
+    assert checkpoint.step == (1 if place == "true score" else 2)
+    assert checkpoint.state["updates"] == checkpoint.step * per_step
+    again = problems.MAKERS[name](policy_seed=9, true_score=problems.score)
+    train(again, surroundings(tmp_path))
+    assert_same(again, tmp_path, expected)
+
+
 def test_a_stop_before_the_first_step_leaves_nothing(problems: ModuleType, tmp_path: Path) -> None:
     stop = StopFlag()
     stop.request()

@@ -196,13 +196,14 @@ class GroupTrainer(Trainer):
         c = self.config
         rollout = self.rollouts.sample(index)  # x ~ D, y_1 … y_K ~ pi(.|x)
         scores = self.rollouts.score(rollout, self.reward)  # r(x, y), [B, K]
+        truth = self.rollouts.truth(rollout, self.true_score)
         if self.task.config.train_on_truncated:
             rollout = replace(rollout, response_mask=scores.scored_mask)
         groups = Groups(rollout, self.objective.worth(rollout, scores))
         parts = [(epoch, rows) for epoch in range(c.epochs) for rows in self.minibatch_rows(index, epoch)]
         updates = [self.update(groups.rows(rows)) for _, rows in parts]
         metrics = {"episodes": float((index + 1) * c.batch_size)} | update_metrics(updates, [epoch for epoch, _ in parts])
-        return metrics | self.metrics(rollout, scores)
+        return metrics | self.metrics(rollout, scores) | truth
 
     def minibatch_rows(self, index: int, epoch: int) -> Iterator[Tensor]:
         """Prompts of each update of one pass."""
@@ -249,8 +250,6 @@ class GroupTrainer(Trainer):
         kl = (rollout.logprobs - rollout.reference_logprobs) * rollout.response_mask
         metrics = rollout_metrics(rollout, scores, kl, self.objective.kl_coef) | {"kl_coef": self.objective.kl_coef}
         metrics["equal_scores"] = float((scores.scores == scores.scores[:, :1]).all(1).float().mean())
-        if self.true_score is not None:
-            metrics["true_score"] = float(self.rollouts.score(rollout, self.true_score, fixed_score=False).scores.mean())
         return metrics
 
     @property

@@ -83,7 +83,7 @@ class PPOTrainer(Trainer):
         config: settings.
         task: how responses are sampled and truncated; None: ``Task.plain``.
         true_score: a second score, only logged: the labeler's own where it is known.
-        check: called while sampling; may raise to stop.
+        check: called while sampling and scoring; may raise to stop.
         value_network: is tuned too and gives the values; None: the policy's value head does.
     """
 
@@ -128,6 +128,7 @@ class PPOTrainer(Trainer):
         c = self.config
         rollout = self.sample_rollout(index)  # x ~ D, y ~ pi(.|x)
         scores = self.score(rollout, self.reward)  # r(x, y), [B]
+        truth = self.rollouts.truth(rollout, self.true_score)
         if self.task.config.train_on_truncated:
             rollout = replace(rollout, response_mask=scores.scored_mask)
 
@@ -149,9 +150,7 @@ class PPOTrainer(Trainer):
         metrics = {"episodes": float((index + 1) * c.batch_size), "kl_coef": self.kl_coef}
         metrics |= rollout_metrics(rollout, scores, kl, self.kl_coef) | update_metrics(updates, epochs)
         metrics["explained_variance"] = explained_variance(rollout.values, rewards, rollout.response_mask)
-        if self.true_score is not None:
-            metrics["true_score"] = float(self.score(rollout, self.true_score, fixed_score=False).scores.mean())
-        return metrics | self.adapt(rollout, metrics)
+        return metrics | truth | self.adapt(rollout, metrics)
 
     def adapt(self, rollout: Rollout, metrics: Mapping[str, float]) -> dict[str, float]:
         """Move what the next step shall find moved: the coefficients of both KLs, and a reference that follows."""
@@ -193,9 +192,9 @@ class PPOTrainer(Trainer):
             values[rows] = network(r.prompts[rows], r.prompt_mask[rows], r.responses[rows], r.response_mask[rows])
         return values
 
-    def score(self, rollout: Rollout, reward: Reward, *, fixed_score: bool = True) -> Scores:
+    def score(self, rollout: Rollout, reward: Reward) -> Scores:
         """r(x, y) of the truncated responses."""
-        return self.rollouts.score(rollout, reward, fixed_score=fixed_score)
+        return self.rollouts.score(rollout, reward)
 
     def kl_penalty(self, rollout: Rollout, kl: Float[Tensor, "B R"]) -> Float[Tensor, "B R"]:
         """What the reward pays of the KL on every token, nats, by the settings' estimator; 0 where the loss pays it."""

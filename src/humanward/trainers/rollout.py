@@ -19,7 +19,7 @@ from humanward.models import NextTokens, Policy, check_context, sample_responses
 from humanward.models.policy import check_same_tokens
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
-from humanward.trainers.rewards import Reward, models_of
+from humanward.trainers.rewards import Reward, Score, models_of
 from humanward.trainers.scoring import Episodes, Scores, score_episodes
 from humanward.trainers.updates import gather_rows, micro_batches, my_rows
 
@@ -173,3 +173,12 @@ class RolloutSampler:
         scores = score_episodes(self.task, reward, own, fixed_score=fixed_score, check=self.check)
         terms = {name: gather_rows(self.accelerator, term) for name, term in scores.terms.items()}
         return Scores(*(gather_rows(self.accelerator, part) for part in (scores.scores, scores.found, scores.scored_mask)), terms=terms)
+
+    def truth(self, rollout: Rollout, score: Score | None) -> dict[str, float]:
+        """The mean of a score that is only logged, as ``true_score``; nothing without one.
+
+        careful: scoring may raise to stop, so it must come before a step changes anything.
+        """
+        if score is None:
+            return {}
+        return {"true_score": float(self.score(rollout, score, fixed_score=False).scores.mean())}
