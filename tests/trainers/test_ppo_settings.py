@@ -152,6 +152,22 @@ def test_whitening_over_the_batch_is_once_for_all_minibatches() -> None:
     torch.testing.assert_close(torch.cat([part.returns for part in parts[4:]]), returns[order])
 
 
+@pytest.mark.parametrize("whiten_rewards", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_values_are_compared_with_the_returns_that_they_are_fitted_to(
+    whiten_rewards: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that are a share of the returns explain 1 - (1 - share)^2 of them, on whatever scale those are; GAE at 1 has only rewards."""
+    one = trainer(
+        score=lambda p, r: [0.01 * s for s in good(p, r)], kl_coef=0.0, gae_lambda=1.0, ppo_epochs=1, whiten_rewards=whiten_rewards
+    )
+    rollout = one.sample_rollout(0)
+    rewards = add_at_last_token(torch.zeros(64, 3), one.score(rollout, one.reward).scores, rollout.response_mask)
+    values = share * one.advantages(rollout, rewards).returns
+    monkeypatch.setattr(one, "sample_rollout", lambda index: dataclasses.replace(rollout, values=values))
+    assert one.step(0)["explained_variance"] == pytest.approx(1 - (1 - share) ** 2, abs=1e-5)
+
+
 # ---- the update
 
 

@@ -107,11 +107,11 @@ def repetition(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Floa
     return before.sum(1) / mask.sum(1).clamp(min=1)
 
 
-def explained_variance(values: Float[Tensor, "B R"], rewards: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> float:
-    """1 - var(return - value) / var(return), over tokens, with undiscounted returns; 0 for a value head that knows nothing."""
-    returns = rewards.flip(1).cumsum(1).flip(1)[mask]
+def explained_variance(values: Float[Tensor, "B R"], returns: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> float:
+    """1 - var(return - value) / var(return), over tokens; 0 for values that know nothing."""
+    values, returns = values[mask], returns[mask]
     variance = returns.var(correction=0)
-    return float(1 - (returns - values[mask]).var(correction=0) / variance) if variance > 0 else 0.0
+    return float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0
 
 
 def mean_of(parts: Sequence[dict[str, float]], *names: str) -> dict[str, float]:

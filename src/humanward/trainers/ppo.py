@@ -140,16 +140,18 @@ class PPOTrainer(Trainer):
 
         updates: list[dict[str, float]] = []
         epochs: list[int] = []
+        fitted: list[tuple[Tensor, Tensor, Tensor]] = []
         for epoch, minibatch in self.minibatches(index, rollout, rewards):
             updates.append(self.update(minibatch, first_pass=epoch == 0))
             epochs.append(epoch)
+            fitted.append((minibatch.rollout.values, minibatch.returns, minibatch.rollout.response_mask))
             if "stopped" in updates[-1]:
                 break
         self.updater.updates = (index + 1) * self.updates_per_step  # the schedule goes on, whatever was left out
 
         metrics = {"episodes": float((index + 1) * c.batch_size), "kl_coef": self.kl_coef}
         metrics |= rollout_metrics(rollout, scores, kl, self.kl_coef) | update_metrics(updates, epochs)
-        metrics["explained_variance"] = explained_variance(rollout.values, rewards, rollout.response_mask)
+        metrics["explained_variance"] = explained_variance(*(torch.cat(parts) for parts in zip(*fitted, strict=True)))
         return metrics | truth | self.adapt(rollout, metrics)
 
     def adapt(self, rollout: Rollout, metrics: Mapping[str, float]) -> dict[str, float]:
