@@ -17,6 +17,8 @@ from humanward.storage import Checkpoints
 from humanward.trainers import (
     DPOConfig,
     DPOTrainer,
+    GroupConfig,
+    GroupTrainer,
     PPOConfig,
     PPOTrainer,
     RewardConfig,
@@ -135,6 +137,30 @@ def test_dropout_of_adapters_is_that_of_the_step(problems: ModuleType) -> None:
         one, other = (MAKERS[name](problems, lora=DROPPING) for _ in range(2))
         assert difference(problems.trained(one), problems.trained(other)) == 0
         assert difference(problems.trained(MAKERS[name](problems)), problems.trained(MAKERS[name](problems, lora=DROPPING))) > 1e-3
+
+
+def test_a_policy_learns_from_its_own_samples_without_the_dropout_of_its_adapter(problems: ModuleType) -> None:
+    for make in (ppo, ppo_with_value_network, grpo):
+        one, other = (make(problems, lora=lora) for lora in (LORA, DROPPING))
+        assert difference(problems.trained(one), problems.trained(other)) == 0
+
+
+def grpo(problems: ModuleType, lora: LoraConfig) -> GroupTrainer:
+    policy = adapted(problems, lora=lora)
+    config = GroupConfig(episodes=48, batch_size=16, minibatches=2, lr=1e-2)
+    return GroupTrainer(
+        policy, policy.reference(), problems.score, problems.PROMPTS, config, "grpo", task=tiny_task(policy, response_length=3), seed=5
+    )
+
+
+def ppo_with_value_network(problems: ModuleType, lora: LoraConfig) -> PPOTrainer:
+    policy = adapted(problems)
+    model = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(2)).adapt(lora, seed=6, name="reward")
+    network = ValueNetwork.from_reward_model(model)
+    train_only(policy.model, "policy", "value")
+    config = PPOConfig(lr=1e-2, episodes=32, batch_size=16, kl_target=None)
+    task = tiny_task(policy, response_length=3)
+    return PPOTrainer(policy, policy.reference(), model, problems.PROMPTS, config, task=task, seed=5, value_network=network)
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient": True}, {"reference": "precomputed"}])

@@ -317,6 +317,23 @@ def test_a_constant_learning_rate_rises_over_its_warmup() -> None:
     assert [row["lr"] for row in one.run()] == pytest.approx([3e-3 * min(1, n / 9) for n in (2, 4, 6, 8, 10, 12)])
 
 
+@pytest.mark.parametrize("name", ["ppo", "value network"])
+def test_dropout_acts_in_updates_alone(problems: ModuleType, name: str) -> None:
+    """Whatever is sampled or asked is as without, also between two updates, where the model is in training mode."""
+    settings = {"kl_estimator": "full", "old_kl_coef": 0.1, "old_kl_target": 0.01}
+    dropping, plain = (problems.MAKERS[name](**settings, dropout=p) for p in (0.3, 0.0))
+    found = []
+    for one in (dropping, plain):
+        one.actor_critic.train()
+        rollout = one.sample_rollout(0)
+        kl = rollout.logprobs - rollout.reference_logprobs
+        states = one.rollouts.distributions(one.policy, rollout).states
+        found.append([*rollout.tensors().values(), one.kl_penalty(rollout, kl), states, torch.tensor(one.old_kl_after(rollout))])
+        assert one.actor_critic.training
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert dropping.step(0)["first_ratio_error"] > plain.step(0)["first_ratio_error"] + 0.01
+
+
 # ---- controllers, and the reference that follows
 
 

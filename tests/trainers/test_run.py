@@ -52,6 +52,16 @@ def test_a_run_in_two_parts_is_the_run_in_one(problems: ModuleType, tmp_path: Pa
     assert_same(second, tmp_path / "parts", expected)
 
 
+def test_a_run_with_dropout_in_two_parts_is_the_run_in_one(problems: ModuleType, tmp_path: Path) -> None:
+    """Whatever the random numbers of the process were used for before."""
+    expected = whole_run(problems, "value network", tmp_path / "whole", dropout=0.1)
+    train(problems.ppo_with_value_network(dropout=0.1), surroundings(tmp_path / "parts"), until=2)
+    torch.manual_seed(123)
+    second = problems.ppo_with_value_network(dropout=0.1, policy_seed=9)
+    train(second, surroundings(tmp_path / "parts"))
+    assert_same(second, tmp_path / "parts", expected)
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_stop_between_steps(problems: ModuleType, tmp_path: Path, name: str) -> None:
     expected = whole_run(problems, name, tmp_path / "whole")

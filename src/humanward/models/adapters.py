@@ -161,6 +161,13 @@ def _inject(model: PreTrainedModel, name: str, settings: Any, *, seed: int = 0, 
         parameter.requires_grad_(id(parameter) in own | before)
 
 
+def disable_adapter_dropout(trunk: nn.Module, name: str | None) -> None:
+    """Of one adapter; others on the trunk keep theirs."""
+    for path, part in trunk.named_modules():
+        if isinstance(part, nn.Dropout) and path.endswith(f".lora_dropout.{name}"):
+            part.p = 0.0
+
+
 def linear_maps(trunk: nn.Module) -> list[str]:
     """Where the trunk has linear maps, whether they have adapters already or not."""
     found: list[str] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -345,6 +346,17 @@ def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedToken
 def hidden_size(model: PreTrainedModel) -> int:
     """Width of the last hidden state: what the LM head reads."""
     return int(model.get_output_embeddings().weight.shape[1])  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, a model computes without dropout; afterwards as before."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def disable_dropout(module: nn.Module, rate: float = 0.0) -> None:

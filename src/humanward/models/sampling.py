@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from humanward.maths.masks import position_ids
 from humanward.models.forward import takes_positions
 from humanward.models.loading import check_context
-from humanward.models.policy import Policy
+from humanward.models.policy import Policy, evaluating
 
 
 @dataclass(frozen=True)
@@ -88,24 +88,19 @@ def sample_responses(
     mask = torch.zeros(B * K, R, dtype=torch.bool, device=device)
     logprobs, values = torch.zeros(B * K, R, device=device), torch.zeros(B * K, R, device=device)
     decode = _generate if settings.engine == "transformers" else _decode
-    training = policy.training
-    policy.eval()
-    try:
-        # A cache that grows by a token at a time would be compiled anew for each.
-        with torch.compiler.set_stance("force_eager"), policy.at_work():
-            for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
-                width = int(prompt_mask[chunk].sum(1).max())
-                rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()
-                one_by_one = decode(policy, prompts[chunk][:, -width:], prompt_mask[chunk][:, -width:], K, settings, uniform[rows])
-                for t, (live, tokens, token_logprobs, token_values) in enumerate(one_by_one):
-                    at = rows[live]
-                    responses[at, t], mask[at, t], logprobs[at, t] = tokens, True, token_logprobs
-                    if token_values is not None:
-                        values[at, t] = token_values
-                    if check is not None:
-                        check()
-    finally:
-        policy.train(training)
+    # A cache that grows by a token at a time would be compiled anew for each.
+    with evaluating(policy), torch.compiler.set_stance("force_eager"), policy.at_work():
+        for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
+            width = int(prompt_mask[chunk].sum(1).max())
+            rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()
+            one_by_one = decode(policy, prompts[chunk][:, -width:], prompt_mask[chunk][:, -width:], K, settings, uniform[rows])
+            for t, (live, tokens, token_logprobs, token_values) in enumerate(one_by_one):
+                at = rows[live]
+                responses[at, t], mask[at, t], logprobs[at, t] = tokens, True, token_logprobs
+                if token_values is not None:
+                    values[at, t] = token_values
+                if check is not None:
+                    check()
     shape = (B, K, R)
     with_values = policy.value_head is not None
     return Samples(responses.view(shape), mask.view(shape), logprobs.view(shape), values.view(shape) if with_values else None)

@@ -108,14 +108,13 @@ class Context:
         )
         return policy.to(self.accelerator.device)
 
-    def policy_to_train(self, folder: str | Path, stream: str, *, value_head: bool = False, dropout: bool = True) -> Policy:
+    def policy_to_train(self, folder: str | Path, stream: str, *, value_head: bool = False) -> Policy:
         """The policy of a folder, to train all its weights, or with ``lora`` an adapter: its own, where it is kept as one, or a new one.
 
         Args:
             folder: where the policy is.
             stream: names the random numbers of a new adapter.
             value_head: add one.
-            dropout: whether ``lora.dropout`` acts; not where it learns from its own samples.
         """
         lora = self.config.lora
         if lora is None:
@@ -123,9 +122,7 @@ class Context:
         if self.is_adapter(folder):
             policy = self.policy(self.reference_folder, value_head=value_head).take_adapter(Path(folder))
         else:
-            policy = self.policy(folder, value_head=value_head)
-            given = lora if dropout else lora.model_copy(update={"dropout": 0.0})
-            policy.adapt(given, seed=self.seed(f"adapter of {stream}"))
+            policy = self.policy(folder, value_head=value_head).adapt(lora, seed=self.seed(f"adapter of {stream}"))
         return self.optimized(policy)
 
     def policy_beside(self, policy: Policy, folder: str | Path) -> Policy:

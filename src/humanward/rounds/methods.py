@@ -32,7 +32,7 @@ def ppo(context: Context, round: int, output: Path) -> None:
     """PPO goes on against the round's reward model, up to the step at which the next round asks again."""
     config = context.config
     of_its_own = config.ppo.value_network == "reward_model"
-    policy = context.policy_to_train(context.reference_folder, "ppo", value_head=not of_its_own, dropout=False)
+    policy = context.policy_to_train(context.reference_folder, "ppo", value_head=not of_its_own)
     reference = context.policy_beside(policy, context.reference_folder)
     value_network = ValueNetwork.from_reward_model(members_of(context.reward_model(1, on=policy))[0]) if of_its_own else None
     trainer = PPOTrainer(
@@ -65,7 +65,7 @@ def make_up_for_lost_rounds(context: Context, trainer: AgainstReward, policy: Po
 def on_groups(context: Context, round: int, output: Path) -> None:
     """A method that samples several responses to each prompt goes on against the round's reward, up to where the next round asks again."""
     config = context.config
-    policy = context.policy_to_train(context.reference_folder, config.method, dropout=False)
+    policy = context.policy_to_train(context.reference_folder, config.method)
     reference = context.policy_beside(policy, context.reference_folder)
     trainer = GroupTrainer(
         policy, reference, context.reward(round, on=policy), [p.tokens for p in context.prompts("training")], config.tuning, config.method,

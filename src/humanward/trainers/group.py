@@ -22,6 +22,7 @@ from humanward.data import Task
 from humanward.data.batches import epoch_order
 from humanward.maths.policy_losses import clip_fraction
 from humanward.models import Policy
+from humanward.models.adapters import disable_adapter_dropout
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, ratio_metrics, rollout_metrics, update_metrics
@@ -186,6 +187,7 @@ class GroupTrainer(Trainer):
         self.reward, self.true_score = self.rollouts.prepared(reward), true_score
         self.total_steps = config.episodes // config.batch_size
         disable_dropout(self.policy)
+        disable_adapter_dropout(self.policy.trunk, self.policy.adapter)
         self.updater = Updater(
             self.policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.epochs * config.minibatches,
             lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, max_grad_norm=config.max_grad_norm,

@@ -26,7 +26,8 @@ from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
 from humanward.models import Policy, ValueNetwork
-from humanward.models.policy import ResponseOutputs, disable_dropout
+from humanward.models.adapters import disable_adapter_dropout
+from humanward.models.policy import ResponseOutputs, disable_dropout, evaluating
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, explained_variance, ratio_metrics, rollout_metrics, update_metrics
 from humanward.trainers.moving_reference import MovingReference
@@ -114,6 +115,9 @@ class PPOTrainer(Trainer):
         self.ptx = None if config.ptx is None or rows is None else PretrainingMix(config.ptx, rows, self.policy, self.accelerator, seed)
         self.actor_critic = ActorCritic(self.policy, None if value_network is None else value_network.to(self.accelerator.device))
         disable_dropout(self.actor_critic, config.dropout)
+        disable_adapter_dropout(self.policy.trunk, self.policy.adapter)
+        if value_network is not None:
+            disable_adapter_dropout(value_network.trunk, value_network.adapter)
         self.updates_per_step = config.ppo_epochs * config.minibatches
         value_scale = 1.0 if config.value_lr is None else config.value_lr / config.lr
         self.updater = Updater(
@@ -190,8 +194,9 @@ class PPOTrainer(Trainer):
         network = self.actor_critic.value_network
         assert network is not None
         r, values = rollout, torch.zeros(rollout.responses.shape, device=rollout.responses.device)
-        for rows in self.rollouts.micro_batches(r.prompt_mask, r.response_mask):
-            values[rows] = network(r.prompts[rows], r.prompt_mask[rows], r.responses[rows], r.response_mask[rows])
+        with evaluating(network):
+            for rows in self.rollouts.micro_batches(r.prompt_mask, r.response_mask):
+                values[rows] = network(r.prompts[rows], r.prompt_mask[rows], r.responses[rows], r.response_mask[rows])
         return values
 
     def score(self, rollout: Rollout, reward: Reward) -> Scores:

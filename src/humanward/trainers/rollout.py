@@ -16,7 +16,7 @@ from humanward.data import Task
 from humanward.data.batches import index_order, left_pad
 from humanward.errors import UserError
 from humanward.models import NextTokens, Policy, check_context, sample_responses
-from humanward.models.policy import check_same_tokens
+from humanward.models.policy import check_same_tokens, evaluating
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
 from humanward.trainers.rewards import Reward, Score, models_of
@@ -113,12 +113,13 @@ class RolloutSampler:
     def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B *K R"]:
         """Of given responses, under a policy that is not sampled from."""
         logprobs = torch.zeros(responses.shape, device=responses.device)
-        for rows in self.micro_batches(prompt_mask, mask):
-            outputs = policy(
-                prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
-                suppressed=self.suppressed,
-            )  # fmt: skip
-            logprobs[rows] = outputs.logprobs
+        with evaluating(policy):
+            for rows in self.micro_batches(prompt_mask, mask):
+                outputs = policy(
+                    prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
+                    suppressed=self.suppressed,
+                )  # fmt: skip
+                logprobs[rows] = outputs.logprobs
         return logprobs
 
     @torch.no_grad()
@@ -127,10 +128,11 @@ class RolloutSampler:
         own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
         width = policy.head.weight.shape[1]
         states = torch.zeros(*own.responses.shape, width, device=own.responses.device, dtype=policy.head.weight.dtype)
-        for rows in self.micro_batches(own.prompt_mask, own.response_mask):
-            part = own.rows(rows)
-            outputs = policy(part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=1.0, want_states=True)
-            states[rows] = outputs.states
+        with evaluating(policy):
+            for rows in self.micro_batches(own.prompt_mask, own.response_mask):
+                part = own.rows(rows)
+                outputs = policy(part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=1.0, want_states=True)
+                states[rows] = outputs.states
         return policy.next_tokens(gather_rows(self.accelerator, states))
 
     @torch.no_grad()
@@ -138,13 +140,14 @@ class RolloutSampler:
         """KL(policy || reference) over the vocabulary at each token, nats; 0 on pads. Needs the reference's distributions."""
         own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
         kl = torch.zeros(own.responses.shape, device=own.responses.device)
-        for rows in self.micro_batches(own.prompt_mask, own.response_mask):
-            part = own.rows(rows)
-            outputs = policy(
-                part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=self.sampling.temperature,
-                suppressed=self.suppressed, kl_to=part.reference_distributions,
-            )  # fmt: skip
-            kl[rows] = outputs.kl_to
+        with evaluating(policy):
+            for rows in self.micro_batches(own.prompt_mask, own.response_mask):
+                part = own.rows(rows)
+                outputs = policy(
+                    part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=self.sampling.temperature,
+                    suppressed=self.suppressed, kl_to=part.reference_distributions,
+                )  # fmt: skip
+                kl[rows] = outputs.kl_to
         return gather_rows(self.accelerator, kl)
 
     def micro_batches(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B *K R"]) -> list[Int[Tensor, " rows"]]:
