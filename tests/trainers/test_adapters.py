@@ -239,6 +239,22 @@ def test_a_reference_that_is_not_there_is_one_line(problems: ModuleType) -> None
         DPOTrainer(adapted(problems), plain, problems.comparisons(), DPOConfig(reference="synchronised"))
 
 
+def test_a_reference_that_would_move_along_is_refused(problems: ModuleType) -> None:
+    """The policy itself, or another one on weights that it trains; what shares a frozen trunk passes, as the trainings above show."""
+    task = tiny_task(problems.policy_of(torch.float32, seed=1), response_length=3)
+    message = r"^the reference computes with weights that the policy trains, .*; take policy\.frozen_copy\(\), or policy\.reference\(\)"
+    for policy in (problems.policy_of(torch.float32, seed=1), adapted(problems)):
+        others = [policy] if policy.adapter is not None else [policy, policy.beside()]
+        for reference in others:
+            with pytest.raises(UserError, match=message):
+                GroupTrainer(policy, reference, problems.score, problems.PROMPTS, GroupConfig(), "grpo", task=task)
+            with pytest.raises(UserError, match=message):
+                DPOTrainer(policy, reference, problems.comparisons(), DPOConfig())
+    policy = problems.policy_of(torch.float32, seed=1, value_head=True)
+    with pytest.raises(UserError, match=message):
+        PPOTrainer(policy, policy, problems.score, problems.PROMPTS, PPOConfig(), task=task)
+
+
 def test_a_synchronised_reference_follows_the_adapter(problems: ModuleType) -> None:
     trainer = dpo(problems, reference="synchronised", reference_sync_every=2, reference_sync_rate=1.0)
     trainer.run()

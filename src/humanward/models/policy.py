@@ -343,6 +343,16 @@ def check_same_tokens(tokenizer: PreTrainedTokenizerBase, other: PreTrainedToken
         )
 
 
+def check_apart(policy: Policy, reference: Policy) -> None:
+    """Raises UserError where a reference computes with weights that are trained as the policy's, so that it would move along."""
+    trained = {p.data_ptr() for p in policy.parameters() if p.requires_grad}
+    if any(weight.data_ptr() in trained for weight in reference.weights().values()):
+        raise UserError(
+            "the reference computes with weights that the policy trains, so that it would move along; "
+            "take policy.frozen_copy(), or policy.reference() where it has an adapter"
+        )
+
+
 def hidden_size(model: PreTrainedModel) -> int:
     """Width of the last hidden state: what the LM head reads."""
     return int(model.get_output_embeddings().weight.shape[1])  # pyright: ignore[reportOptionalMemberAccess]

@@ -20,7 +20,7 @@ from humanward.data.batches import epoch_order
 from humanward.errors import UserError
 from humanward.maths import divergence, kto_reference_point, pair_weights
 from humanward.models import Policy, context_length
-from humanward.models.policy import disable_dropout
+from humanward.models.policy import check_apart, disable_dropout
 from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.displacement import Meter
@@ -211,6 +211,7 @@ class DPOTrainer(Trainer):
             raise UserError("dpo.reference synchronised begins as a policy with an adapter is and follows it; give no other reference")
         if given is None or c.reference == "synchronised":
             given = (given or self.policy).frozen_copy()
+        check_apart(self.policy, given)
         known = ModelReference(given.to(self.accelerator.device))
         return known.model, known, known
 

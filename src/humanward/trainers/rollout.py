@@ -16,7 +16,7 @@ from humanward.data import Task
 from humanward.data.batches import index_order, left_pad
 from humanward.errors import UserError
 from humanward.models import NextTokens, Policy, check_context, sample_responses
-from humanward.models.policy import check_same_tokens, evaluating
+from humanward.models.policy import check_apart, check_same_tokens, evaluating
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
 from humanward.trainers.rewards import Reward, Score, models_of
@@ -76,6 +76,7 @@ class RolloutSampler:
     ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("no prompts to tune on; the task's rule may have skipped them all")
+        check_apart(policy, reference)
         self.policy, self.reference, self.task, self.accelerator = policy, reference, task, accelerator
         self.prompts = prompt_ids(task, prompts)
         self.prompts_per_step, self.num_responses = prompts_per_step, num_responses
