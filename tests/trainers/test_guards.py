@@ -86,6 +86,18 @@ def test_repetition_counts_tokens_that_stand_before() -> None:
     assert repetition(responses, mask).tolist() == [0.5, 0.5, 0.0]
 
 
+def test_repetition_needs_no_more_memory_than_the_responses() -> None:
+    """A few copies of [B, R], not [B, R, R], which were 512 times as much; the same numbers as by looking back from each token."""
+    g = torch.Generator().manual_seed(0)
+    responses, mask = torch.randint(0, 300, (16, 512), generator=g), torch.rand(16, 512, generator=g) < 0.8
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        found = repetition(responses, mask)
+    assert max(event.self_cpu_memory_usage for event in seen.key_averages()) < 10 * responses.nbytes
+    for row, real, share in zip(responses.tolist(), mask.tolist(), found.tolist(), strict=True):
+        kept = [token for token, is_real in zip(row, real, strict=True) if is_real]
+        assert share == pytest.approx(1 - len({*kept}) / len(kept))
+
+
 def test_a_fault_keeps_the_batch_and_goes_back(problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     around = Surroundings(checkpoints=checkpoints, log=MetricsLog(tmp_path / "metrics.jsonl"), faults=tmp_path / "faults")

@@ -102,9 +102,9 @@ def update_metrics(updates: Sequence[dict[str, float]], epochs: Sequence[int]) -
 
 def repetition(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, " B"]:
     """Share of a response's tokens that stand in it before; 0 for an empty one."""
-    same = (responses[:, :, None] == responses[:, None, :]) & mask[:, None, :]
-    before = torch.tril(same, diagonal=-1).any(-1) & mask
-    return before.sum(1) / mask.sum(1).clamp(min=1)
+    ordered = responses.masked_fill(~mask, -1).sort(1).values
+    again = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    return again.sum(1) / mask.sum(1).clamp(min=1)
 
 
 def explained_variance(values: Float[Tensor, "B R"], returns: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> float:
