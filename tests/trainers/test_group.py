@@ -30,7 +30,7 @@ def first_groups(trainer: GroupTrainer) -> tuple[Groups, Any]:
     """The first step's groups and scores."""
     rollout = trainer.rollouts.sample(0)
     scores = trainer.rollouts.score(rollout, trainer.reward)
-    return Groups(rollout, trainer.objective.worth(rollout, scores)), scores
+    return trainer.groups(rollout, scores), scores
 
 
 def loss_of(trainer: GroupTrainer, groups: Groups, logprobs: Tensor) -> Tensor:
@@ -156,6 +156,23 @@ def test_expert_iteration_is_the_likelihood_of_what_is_kept(problems: ModuleType
     assert loss_of(trainer, groups, groups.rollout.logprobs).item() == pytest.approx(float(-groups.rollout.logprobs[kept].mean()), rel=1e-5)
 
 
+def test_leaving_out_what_expert_iteration_rejects_changes_nothing(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the weights of an update that runs every response and reads the kept ones; the episodes are logged whole."""
+    one, other = (problems.groups("expert_iteration", task=ending_task(), minibatches=1, epochs=1) for _ in range(2))
+
+    def loss(logprobs: Tensor, part: Groups, whole: Groups) -> Tensor:
+        tokens = (whole.rollout.response_mask * whole.worth[..., None]).sum()
+        return -(logprobs * part.rollout.response_mask * part.worth[..., None]).sum() / tokens
+
+    monkeypatch.setattr(other, "groups", lambda rollout, scores: Groups(rollout, other.objective.worth(rollout, scores)))
+    monkeypatch.setattr(other.objective, "loss", loss)
+    found, expected = one.step(0), other.step(0)
+    for name, tensor in other.tensors().items():
+        torch.testing.assert_close(one.tensors()[name], tensor, atol=1e-6, rtol=0, msg=name)
+    names = ("score", "kl", "kl_per_token", "response_length", "repetition", "missing_truncation", "policy_loss", "grad_norm")
+    assert {name: found[name] for name in names} == pytest.approx({name: expected[name] for name in names}, rel=1e-5)
+
+
 def ending_task() -> Task:
     """Responses of 1 to 4 tokens that end at end-of-text."""
     config = TaskConfig(
@@ -217,7 +234,10 @@ def test_micro_batches_change_nothing(problems: ModuleType, method: str) -> None
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prompt_is_computed_once_for_its_group(problems: ModuleType, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows through the body: sampling prefills 4 prompts, then decodes 16 responses; reference, update and reward model pack them."""
+    """Rows through the body: sampling prefills 4 prompts, then decodes 16 responses; reference, update and reward model pack them.
+
+    Expert iteration updates on one response of four and leaves the others out.
+    """
     policy = tiny_policy(seed=3)
     reward = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(0))
     trainer = problems.groups(method, reward=reward, minibatches=1, epochs=1)
@@ -233,7 +253,8 @@ def test_a_prompt_is_computed_once_for_its_group(problems: ModuleType, method: s
     packed = prompts + 16 * 2
     assert seen["reference"] == packed
     assert seen["reward"] == prompts + 16 * 3
-    assert seen["policy"] == 4 * 2 + 16 * 2 + packed  # the sampler pads prompts to the longest
+    updated = prompts + 4 * 2 if method == "expert_iteration" else packed
+    assert seen["policy"] == 4 * 2 + 16 * 2 + updated  # the sampler pads prompts to the longest
 
 
 def test_a_groups_seed_does_not_depend_on_the_method_alone(problems: ModuleType) -> None:

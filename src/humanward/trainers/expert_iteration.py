@@ -39,6 +39,7 @@ class ExpertIteration(WithoutRatio):
     """Maximum likelihood of the responses that are kept, averaged over their tokens, at the temperature that they were sampled at."""
 
     kl_coef = 0.0
+    skips_worthless = True
 
     def __init__(self, config: ExpertIterationConfig) -> None:
         self.keep = config.keep
@@ -49,6 +50,5 @@ class ExpertIteration(WithoutRatio):
         return torch.zeros_like(scores.scores).scatter(1, best, 1.0)
 
     def loss(self, logprobs: Float[Tensor, "B K R"], part: Groups, whole: Groups) -> Float[Tensor, ""]:
-        """-log pi per kept token."""
-        tokens = (whole.rollout.response_mask * whole.worth[:, :, None]).sum()
-        return -(logprobs * part.rollout.response_mask * part.worth[:, :, None]).sum() / tokens.clamp(min=1)
+        """-log pi per token; of the responses, only those that are kept are there."""
+        return -(logprobs * part.rollout.response_mask).sum() / max(whole.tokens, 1)

@@ -126,6 +126,11 @@ class GroupObjective(Protocol):
         """Whether a ratio is that of a whole response, not of a token."""
         ...
 
+    @property
+    def skips_worthless(self) -> bool:
+        """Whether responses of worth 0 are nothing to the loss, so that they are left out of its forward."""
+        ...
+
     def worth(self, rollout: Rollout, scores: Scores) -> Float[Tensor, "B K"]:
         """Of each response of the global batch, the same on every process. Called once per step."""
         ...
@@ -146,6 +151,7 @@ class WithoutRatio:
 
     clip_range = None
     whole_responses = False
+    skips_worthless = False
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -201,11 +207,18 @@ class GroupTrainer(Trainer):
         truth = self.rollouts.truth(rollout, self.true_score)
         if self.task.config.train_on_truncated:
             rollout = replace(rollout, response_mask=scores.scored_mask)
-        groups = Groups(rollout, self.objective.worth(rollout, scores))
+        groups = self.groups(rollout, scores)
         parts = [(epoch, rows) for epoch in range(c.epochs) for rows in self.minibatch_rows(index, epoch)]
         updates = [self.update(groups.rows(rows)) for _, rows in parts]
         metrics = {"episodes": float((index + 1) * c.batch_size)} | update_metrics(updates, [epoch for epoch, _ in parts])
         return metrics | self.metrics(rollout, scores) | truth
+
+    def groups(self, rollout: Rollout, scores: Scores) -> Groups:
+        """What the updates of a step work on."""
+        worth = self.objective.worth(rollout, scores)
+        if self.objective.skips_worthless:
+            rollout = replace(rollout, response_mask=rollout.response_mask & (worth != 0)[:, :, None])
+        return Groups(rollout, worth)
 
     def minibatch_rows(self, index: int, epoch: int) -> Iterator[Tensor]:
         """Prompts of each update of one pass."""

@@ -115,6 +115,8 @@ class PolicyGradient:
         response_length: the most tokens that a response may have.
     """
 
+    skips_worthless = False
+
     def __init__(self, recipe: Recipe, *, clip_range: float, response_length: int) -> None:
         self.recipe, self.clip_range, self.response_length, self.kl_coef = recipe, clip_range, response_length, recipe.kl_coef
         self.whole_responses = recipe.ratio == "sequence"
