@@ -106,6 +106,25 @@ def test_the_reward_pays_the_kl_of_the_chosen_estimator(estimator: str) -> None:
     assert float(found.abs().max()) > 0.1
 
 
+def test_a_full_kl_asks_the_reference_once_and_passes_no_head_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probabilities and states of the reference in one forward, and its head is not copied; of the policy no log-probabilities."""
+    one = trainer(kl_estimator="full")
+    assert one.policy.packs()  # the first forward would try it out
+    assert one.reference.packs()
+    bodies, heads = list[str](), list[str]()
+    for name, policy in (("policy", one.policy), ("reference", one.reference)):
+        policy.trunk.layers[0].register_forward_hook(lambda *_, name=name: bodies.append(name))
+        right = policy.logprobs_of
+        monkeypatch.setattr(policy, "logprobs_of", lambda *a, name=name, right=right, **s: (heads.append(name), right(*a, **s))[1])
+    rollout = one.sample_rollout(0)
+    one.kl_penalty(rollout, rollout.logprobs - rollout.reference_logprobs)
+    assert bodies == ["policy"] * 3 + ["reference", "policy"]  # three tokens are sampled
+    assert heads == ["reference"]
+    assert rollout.reference_distributions is not None
+    assert rollout.reference_distributions.weight.data_ptr() == one.reference.head.weight.data_ptr()
+    assert one.rollouts.distributions(one.policy, rollout).weight.data_ptr() != one.policy.head.weight.data_ptr()
+
+
 def test_a_kl_in_the_loss_is_not_in_the_reward() -> None:
     one = trainer(kl_in="loss", kl_estimator="k3")
     rollout = one.sample_rollout(0)

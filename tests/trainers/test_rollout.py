@@ -52,7 +52,7 @@ def test_the_logprobs_of_a_group_are_those_of_its_responses_alone(micro_batch_to
     alone = flat(rollout, 4)
     episode = (alone.prompts, alone.prompt_mask, alone.responses, alone.response_mask)
     for policy, found in ((together.policy, alone.logprobs), (together.reference, alone.reference_logprobs)):
-        torch.testing.assert_close(found, together.logprobs(policy, *episode), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, together.ask(policy, *episode).logprobs, atol=1e-5, rtol=0)
 
 
 def test_responses_of_a_group_are_drawn_apart_and_again_the_same() -> None:

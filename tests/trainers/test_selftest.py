@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from humanward.errors import RunError
-from humanward.models import sampling
+from humanward.models import ResponseOutputs, sampling
 from humanward.trainers import PPOConfig, label_losses, ppo, ppo_objective, reward, rollout, scoring, selftest
 from humanward.trainers.questions import Questions
 
@@ -162,16 +162,16 @@ def test_a_sampler_without_temperature_is_caught(monkeypatch: pytest.MonkeyPatch
 
 def test_a_reference_without_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The KL between a policy and itself would be positive, and PPO would be paid for a sharper distribution."""
-    logprobs = rollout.RolloutSampler.logprobs
+    ask = rollout.RolloutSampler.ask
 
-    def at_one(self: rollout.RolloutSampler, policy: selftest.Policy, *args: Tensor) -> Tensor:
+    def at_one(self: rollout.RolloutSampler, policy: selftest.Policy, *args: Tensor, **settings: bool) -> ResponseOutputs:
         right, self.sampling = self.sampling, dataclasses.replace(self.sampling, temperature=1.0)
         try:
-            return logprobs(self, policy, *args)
+            return ask(self, policy, *args, **settings)
         finally:
             self.sampling = right
 
-    monkeypatch.setattr(rollout.RolloutSampler, "logprobs", at_one)
+    monkeypatch.setattr(rollout.RolloutSampler, "ask", at_one)
     with pytest.raises(RunError, match="self-test: log-probabilities of the reference are not those at the task's temperature"):
         selftest.self_test()
 

@@ -31,7 +31,7 @@ _VALUE_HEAD = "value_head.safetensors"
 class NextTokens:
     """The next-token distributions at response tokens, kept as the states and the head that give them: [B, R, D] instead of [B, R, V]."""
 
-    states: Float[Tensor, "B *K R D"]
+    states: Float[Tensor, "*shape D"]
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
 
@@ -176,9 +176,7 @@ class Policy(nn.Module):
         A prompt is computed once for all its responses, and the LM head runs at response positions only. With ``kl_from`` or ``kl_to``,
         the KL from or to other distributions at the same tokens, over the whole vocabulary.
         """
-        packed = self.packs()
-        with self.at_work():
-            hidden = predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=packed)
+        hidden = self.states(prompts, prompt_mask, responses, response_mask)
         logprobs, entropy = self.logprobs_of(
             hidden, responses[response_mask], temperature=temperature, suppressed=suppressed, want_entropy=want_entropy
         )
@@ -189,24 +187,27 @@ class Policy(nn.Module):
             return x.new_zeros(responses.shape).masked_scatter(response_mask, x)
 
         def divergence(other: NextTokens, *, of_this: bool) -> Tensor:
-            this, that = (hidden, self.head.weight), (other.states[response_mask], other.weight)
-            biases = (self.head.bias, other.bias)
-            return linear_kl(
-                *(this + that if of_this else that + this), bias=biases[not of_this], other_bias=biases[of_this], temperature=temperature,
-                softcap=self.logit_rule.softcap, scale=self.logit_rule.scale, suppressed=suppressed,
-            )  # fmt: skip
+            return padded(self.kl_of(hidden, other[response_mask], of_this=of_this, temperature=temperature, suppressed=suppressed))
 
         return ResponseOutputs(
             padded(logprobs), *(None if x is None else padded(x) for x in (entropy, values, collision)),
-            states=_padded_states(hidden.detach(), response_mask) if want_states else None,
-            kl_from=None if kl_from is None else padded(divergence(kl_from, of_this=False)),
-            kl_to=None if kl_to is None else padded(divergence(kl_to, of_this=True)),
+            states=padded_states(hidden.detach(), response_mask) if want_states else None,
+            kl_from=None if kl_from is None else divergence(kl_from, of_this=False),
+            kl_to=None if kl_to is None else divergence(kl_to, of_this=True),
         )  # fmt: skip
 
-    def next_tokens(self, states: Float[Tensor, "B *K R D"]) -> NextTokens:
-        """The distributions that ``states`` of a forward had under the head as it is now; the head is copied."""
-        copied: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.head.named_parameters(recurse=False)}
-        return NextTokens(states, copied["weight"], copied.get("bias"))
+    def states(self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor) -> Float[Tensor, "N D"]:
+        """Hidden states from which the real tokens of the responses are predicted, in their order, without a pass of the LM head."""
+        packed = self.packs()
+        with self.at_work():
+            return predicting_states(self.trunk, prompts, prompt_mask, responses, response_mask, packed=packed)
+
+    def next_tokens(self, states: Float[Tensor, "B *K R D"], *, frozen: bool = False) -> NextTokens:
+        """The distributions that ``states`` of a forward had under the head as it is now; the head is copied, unless it is ``frozen``."""
+        head: dict[str, Tensor] = {name: p.detach() for name, p in self.head.named_parameters(recurse=False)}
+        if not frozen:
+            head = {name: tensor.clone() for name, tensor in head.items()}
+        return NextTokens(states, head["weight"], head.get("bias"))
 
     def logprobs_of(
         self, hidden: Float[Tensor, "N D"], tokens: Int[Tensor, " N"], *, temperature: float, suppressed: Tensor | None, want_entropy: bool
@@ -220,6 +221,17 @@ class Policy(nn.Module):
         return linear_log_collision(
             hidden, self.head.weight, bias=self.head.bias, temperature=temperature, softcap=self.logit_rule.softcap,
             scale=self.logit_rule.scale, suppressed=suppressed,
+        )  # fmt: skip
+
+    def kl_of(
+        self, hidden: Float[Tensor, "N D"], other: NextTokens, *, of_this: bool, temperature: float, suppressed: Tensor | None
+    ) -> Float[Tensor, " N"]:
+        """KL over the vocabulary, ``of_this`` policy to the other distributions, or of those to it."""
+        this, that = (hidden, self.head.weight), (other.states, other.weight)
+        biases = (self.head.bias, other.bias)
+        return linear_kl(
+            *(this + that if of_this else that + this), bias=biases[not of_this], other_bias=biases[of_this], temperature=temperature,
+            softcap=self.logit_rule.softcap, scale=self.logit_rule.scale, suppressed=suppressed,
         )  # fmt: skip
 
     def values_of(self, hidden: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape"]:
@@ -308,7 +320,7 @@ class Policy(nn.Module):
             save_file({name: tensor.detach() for name, tensor in self.value_head.state_dict().items()}, Path(folder) / _VALUE_HEAD)
 
 
-def _padded_states(hidden: Float[Tensor, "N D"], mask: Bool[Tensor, "B *K R"]) -> Float[Tensor, "B *K R D"]:
+def padded_states(hidden: Float[Tensor, "N D"], mask: Bool[Tensor, "B *K R"]) -> Float[Tensor, "B *K R D"]:
     """0 on pads."""
     states = hidden.new_zeros(*mask.shape, hidden.shape[-1])
     states[mask] = hidden

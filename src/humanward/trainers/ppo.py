@@ -178,14 +178,12 @@ class PPOTrainer(Trainer):
 
     def sample_rollout(self, index: int) -> Rollout:
         """New episodes for step ``index``, with the values of their states, and whole distributions where a setting asks for them."""
-        rollout = self.rollouts.sample(index)
+        rollout = self.rollouts.sample(index, reference_distributions=needs_reference_distributions(self.config))
         if self.actor_critic.value_network is not None:
             own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
             rollout = replace(rollout, values=gather_rows(self.accelerator, self.values(own)))
         if needs_distributions(self.config):
             rollout = replace(rollout, distributions=self.rollouts.distributions(self.policy, rollout))
-        if needs_reference_distributions(self.config):
-            rollout = replace(rollout, reference_distributions=self.rollouts.distributions(self.reference, rollout))
         return rollout
 
     @torch.no_grad()
@@ -294,8 +292,8 @@ class PPOTrainer(Trainer):
     def old_kl_after(self, rollout: Rollout) -> float:
         """KL(the policy that sampled || the policy after its updates), nats per token."""
         own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
-        logprobs = self.rollouts.logprobs(self.policy, own.prompts, own.prompt_mask, own.responses, own.response_mask)
-        kl = kl_estimate(rollout.logprobs, gather_rows(self.accelerator, logprobs), "k3")
+        said = self.rollouts.ask(self.policy, own.prompts, own.prompt_mask, own.responses, own.response_mask)
+        kl = kl_estimate(rollout.logprobs, gather_rows(self.accelerator, said.logprobs), "k3")
         return float(masked_mean(kl, rollout.response_mask))
 
     @property

@@ -16,7 +16,7 @@ from humanward.data import Task
 from humanward.data.batches import index_order, left_pad
 from humanward.errors import UserError
 from humanward.models import NextTokens, Policy, check_context, sample_responses
-from humanward.models.policy import check_apart, check_same_tokens, evaluating
+from humanward.models.policy import ResponseOutputs, check_apart, check_same_tokens, evaluating, padded_states
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
 from humanward.trainers.rewards import Reward, Score, models_of
@@ -92,8 +92,8 @@ class RolloutSampler:
         check_context(model, max(map(len, self.prompts)), self.task.config.response_length, what=self.stream.upper())
 
     @torch.no_grad()
-    def sample(self, step: int) -> Rollout:
-        """The episodes of a step, each with a seed of its own."""
+    def sample(self, step: int, *, reference_distributions: bool = False) -> Rollout:
+        """The episodes of a step, each with a seed of its own; with the reference's whole distributions where they are wanted."""
         B, K = self.prompts_per_step, self.num_responses or 1
         batch = [self.prompts[i] for i in index_order(self.seed, step * B, B, len(self.prompts))]
         prompts, prompt_mask = (x.to(self.accelerator.device) for x in left_pad(batch, self.policy.pad_id))
@@ -106,34 +106,42 @@ class RolloutSampler:
         values = torch.zeros_like(samples.logprobs) if samples.values is None else samples.values
         drawn = (samples.responses, samples.response_mask, samples.logprobs, values)
         responses, mask, logprobs, values = drawn if self.num_responses is not None else (x[:, 0] for x in drawn)
-        reference = self.logprobs(self.reference, prompts[mine], prompt_mask[mine], responses, mask)
-        parts = (responses, mask, logprobs, values, reference)
-        return Rollout(prompts, prompt_mask, *(gather_rows(self.accelerator, part) for part in parts))  # pyright: ignore[reportArgumentType]
+        said = self.ask(self.reference, prompts[mine], prompt_mask[mine], responses, mask, want_states=reference_distributions)
+        parts = (gather_rows(self.accelerator, part) for part in (responses, mask, logprobs, values, said.logprobs))
+        states = None if said.states is None else gather_rows(self.accelerator, said.states)
+        return Rollout(
+            prompts, prompt_mask, *parts,  # pyright: ignore[reportArgumentType]
+            reference_distributions=None if states is None else self.reference.next_tokens(states, frozen=True),
+        )  # fmt: skip
 
     @torch.no_grad()
-    def logprobs(self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor) -> Float[Tensor, "B *K R"]:
-        """Of given responses, under a policy that is not sampled from."""
+    def ask(
+        self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, *, want_states: bool = False
+    ) -> ResponseOutputs:
+        """Log-probabilities of given responses, and the states that predict them where they are wanted."""
         logprobs = torch.zeros(responses.shape, device=responses.device)
+        states = self.no_states(policy, responses) if want_states else None
         with evaluating(policy):
             for rows in self.micro_batches(prompt_mask, mask):
                 outputs = policy(
                     prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
-                    suppressed=self.suppressed,
+                    suppressed=self.suppressed, want_states=want_states,
                 )  # fmt: skip
                 logprobs[rows] = outputs.logprobs
-        return logprobs
+                if states is not None:
+                    states[rows] = outputs.states
+        return ResponseOutputs(logprobs, None, None, states=states)
 
     @torch.no_grad()
     def distributions(self, policy: Policy, rollout: Rollout) -> NextTokens:
         """A policy's distributions at the tokens of a rollout, as they are now."""
         own = rollout.rows(my_rows(self.accelerator, len(rollout.prompts)))
-        width = policy.head.weight.shape[1]
-        states = torch.zeros(*own.responses.shape, width, device=own.responses.device, dtype=policy.head.weight.dtype)
+        states = self.no_states(policy, own.responses)
         with evaluating(policy):
             for rows in self.micro_batches(own.prompt_mask, own.response_mask):
                 part = own.rows(rows)
-                outputs = policy(part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=1.0, want_states=True)
-                states[rows] = outputs.states
+                hidden = policy.states(part.prompts, part.prompt_mask, part.responses, part.response_mask)
+                states[rows] = padded_states(hidden, part.response_mask)
         return policy.next_tokens(gather_rows(self.accelerator, states))
 
     @torch.no_grad()
@@ -143,13 +151,19 @@ class RolloutSampler:
         kl = torch.zeros(own.responses.shape, device=own.responses.device)
         with evaluating(policy):
             for rows in self.micro_batches(own.prompt_mask, own.response_mask):
-                part = own.rows(rows)
-                outputs = policy(
-                    part.prompts, part.prompt_mask, part.responses, part.response_mask, temperature=self.sampling.temperature,
-                    suppressed=self.suppressed, kl_to=part.reference_distributions,
+                part, mask = own.rows(rows), own.response_mask[rows]
+                assert part.reference_distributions is not None
+                found = policy.kl_of(
+                    policy.states(part.prompts, part.prompt_mask, part.responses, mask), part.reference_distributions[mask], of_this=True,
+                    temperature=self.sampling.temperature, suppressed=self.suppressed,
                 )  # fmt: skip
-                kl[rows] = outputs.kl_to
+                kl[rows] = found.new_zeros(mask.shape).masked_scatter(mask, found)
         return gather_rows(self.accelerator, kl)
+
+    def no_states(self, policy: Policy, responses: Int[Tensor, "B *K R"]) -> Float[Tensor, "B *K R D"]:
+        """Zeros, to be filled with a policy's states at the tokens of responses."""
+        weight = policy.head.weight
+        return torch.zeros(*responses.shape, weight.shape[1], device=responses.device, dtype=weight.dtype)
 
     def micro_batches(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B *K R"]) -> list[Int[Tensor, " rows"]]:
         """Prompts that share a forward, with all their responses."""
