@@ -246,20 +246,20 @@ On problems whose responses can all be listed, the best policy is known exactly,
 sampling error: `(E[r] - beta KL) - (that of the reference)` over `beta log sum rho exp(r / beta) - (that of the reference)`. A random
 tiny language model is the reference; each response of two or three words of six scores 2 for every "good" and 1.5 for a last "w4". Every
 method has {episodes:,} episodes, {batch} a step, and a learning rate that was chosen once on other seeds. Methods of the PPO family make 4
-passes over the episodes of a step, the others one where nothing else is said. Means over seeds with 95 % intervals (Student's t), which
-one seed does not have; seconds for one problem on a busy core. The command goes on with more seeds (`--seeds 5`) from `optimum.jsonl`.
+passes over the episodes of a step, the others one where nothing else is said. Means over seeds, each with a
+problem of its own, with 95 % intervals (Student's t); seconds for one problem on a busy core.
 
 {table}
 
-- What has the KL in its reward goes to the optimum, GRPO too. With k2 in the loss, PPO and Dr. GRPO go the same way, but not as far in as
-  many updates.
+- What has the KL in its reward goes to the optimum, GRPO too; with one pass over the episodes of a step some problems end a few percent
+  before it, with four none does. With k2 in the loss, PPO and Dr. GRPO go the same way, but not as far in as many updates.
 - GRPO as published goes elsewhere for two reasons, each with a test: the gradient of k3 in a loss is that of the other divergence, and
   advantages in deviations make the coefficient grow and fall with the spread of the scores. Its `kl_coef` is beta here, in deviations.
 - What has no KL (Dr. GRPO as published, expert iteration) or learns from choices alone (online DPO, the better one preferred) goes past
   the optimum, to the highest score at any price: with 2 words and a small beta that costs little, with 3 words and a larger one it does.
 - Offline DPO has what the reference wrote, each pair labelled once with the noise of a labeler; the others are told scores.
 
-Command: `python bench/optimum.py --write docs/optimum.md`. What the rows mean is said in [methods.md](methods.md).
+Command: `python bench/optimum.py --seeds 5 --write docs/optimum.md`. What the rows mean is said in [methods.md](methods.md).
 """
 
 if __name__ == "__main__":
