@@ -76,10 +76,12 @@ def policy_of(dtype: torch.dtype, *, seed: int, value_head: bool = False) -> Pol
 
 
 def sft(
-    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
-) -> SFTTrainer:
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32,
+    value_head: bool = False, **settings: Any,
+) -> SFTTrainer:  # fmt: skip
     config = SFTConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, **settings})
-    return SFTTrainer(policy_of(dtype, seed=policy_seed), demonstrations(count), config, seed=5, accelerator=accelerator)
+    policy = policy_of(dtype, seed=policy_seed, value_head=value_head)
+    return SFTTrainer(policy, demonstrations(count), config, seed=5, accelerator=accelerator)
 
 
 def reward(

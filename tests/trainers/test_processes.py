@@ -36,20 +36,23 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path: Path) -> None:
     """SFT, reward model and direct methods on 15 rows in batches of 8, so that the last one is uneven; methods that sample, some of them in
-    micro-batches."""
+    micro-batches; a reward model and PPO in bfloat16, with heads in float32; a value head that nothing trains."""
     port = free_port()
     runs = [start(tmp_path / "one", 0, 1, port), *(start(tmp_path / "two", rank, 2, port) for rank in range(2))]
     faults = [run.communicate(timeout=300)[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0], "\n".join(faults)
     for name in (
         "sft1",
+        "sft2",
         "reward1",
+        "reward3",
         "dpo1",
         "dpo2",
         "dpo3",
         "dpo4",
         "ppo0",
         "ppo1",
+        "ppo2",
         "everything0",
         "rloo0",
         "grpo1",

@@ -98,15 +98,13 @@ class Updater:
         for p in (*self.trained.values(), *self.named.values()):
             p.grad = None
         total = torch.zeros((), device=self.accelerator.device)
-        for number, micro in enumerate(micro_batches):
-            last = number == len(micro_batches) - 1
-            with self.accelerator.accumulate(self.module) if last and not self.copied else self.accelerator.no_sync(self.module):
+        for micro in micro_batches:
+            with self.accelerator.no_sync(self.module):  # processes meet once, in _sum_gradients
                 share = loss(self.module, micro)
-                # careful: data-parallel training averages over processes, the global loss is their sum.
-                self.accelerator.backward(share * self.accelerator.num_processes)
+                self.accelerator.backward(share)
             self._move_gradients()
             total += share.detach()
-        self._average_gradients()
+        self._sum_gradients()
         total = sum_over_processes(self.accelerator, total)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
         if self.max_grad_norm is not None:
@@ -154,14 +152,15 @@ class Updater:
                 copy.grad = p.grad.float() if copy.grad is None else copy.grad.add_(p.grad)
                 p.grad = None
 
-    def _average_gradients(self) -> None:
-        """Over processes, what data-parallel training does itself for weights that have no copy."""
-        if self.accelerator.num_processes > 1:
-            for name in self.copied:
-                copy = self.named[name]
+    def _sum_gradients(self) -> None:
+        """Over processes. A weight that nobody's share has reached keeps no gradient, as in one process."""
+        if self.accelerator.num_processes == 1:
+            return
+        reached = torch.tensor([float(p.grad is not None) for p in self.named.values()], device=self.accelerator.device)
+        for p, processes in zip(self.named.values(), sum_over_processes(self.accelerator, reached).tolist(), strict=True):
+            if processes:
                 # careful: every process must take part, also one whose share did not reach this weight.
-                gradient = torch.zeros_like(copy) if copy.grad is None else copy.grad
-                copy.grad = sum_over_processes(self.accelerator, gradient) / self.accelerator.num_processes
+                p.grad = sum_over_processes(self.accelerator, torch.zeros_like(p) if p.grad is None else p.grad)
 
     @torch.no_grad()
     def _round(self) -> None:
