@@ -205,6 +205,32 @@ def test_a_value_network_learns_on_the_shared_trunk(problems: ModuleType) -> Non
     assert torch.equal(reward_scores(model, problems), scores)
 
 
+def test_the_reward_models_adapter_is_not_trained_beside_the_value_networks(problems: ModuleType, tmp_path: Path) -> None:
+    """Neither by PPO, whose checkpoints hold only what it trains, nor is a policy's adapter on the same trunk frozen."""
+
+    def trainer() -> PPOTrainer:
+        policy = problems.policy_of(torch.float32, seed=1)
+        model = reward_on(problems.policy_of(torch.float32, seed=1))
+        config = PPOConfig(lr=1e-2, episodes=48, batch_size=16, kl_target=None)
+        task = tiny_task(policy, response_length=3)
+        network = ValueNetwork.from_reward_model(model)
+        return PPOTrainer(policy, policy.frozen_copy(), model, problems.PROMPTS, config, task=task, value_network=network)
+
+    whole, around = trainer(), Surroundings(Checkpoints(tmp_path / "checkpoints"))
+    train(whole)
+    train(trainer(), around, until=2)
+    resumed = trainer()
+    train(resumed, around)
+    expected, found = whole.tensors(), resumed.tensors()
+    assert not any(".reward." in name for name in found)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+    policy = adapted(problems)
+    ValueNetwork.from_reward_model(reward_on(policy))
+    trained = {name for name, p in policy.model.named_parameters() if p.requires_grad}
+    assert {part for name in trained for part in ("policy", "reward", "value") if f".{part}." in name} == {"policy", "value"}
+
+
 @torch.no_grad()
 def reward_scores(model: RewardModel, problems: ModuleType) -> Tensor:
     e = problems.episodes()

@@ -147,6 +147,14 @@ def test_checkpoints_at_every_step_change_nothing(problems: ModuleType, tmp_path
     assert_same(trainer, tmp_path, expected)
 
 
+def test_a_value_head_that_nothing_trains_stops_no_resume(problems: ModuleType, tmp_path: Path) -> None:
+    expected = whole_run(problems, "sft", tmp_path / "whole", value_head=True)
+    for until in (2, None):
+        trainer = problems.sft(value_head=True)
+        train(trainer, surroundings(tmp_path), until=until)
+    assert_same(trainer, tmp_path, expected)
+
+
 def test_a_finished_run_does_nothing_more(problems: ModuleType, tmp_path: Path) -> None:
     expected = whole_run(problems, "reward", tmp_path)
     again = problems.reward(policy_seed=9)

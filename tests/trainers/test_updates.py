@@ -246,6 +246,39 @@ def test_nan_stops_a_trainer_before_it_spoils_the_weights(
     assert difference(before, trainer.tensors()) == 0
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_weight_without_a_gradient_has_no_moments_and_may_begin_late(first: int) -> None:
+    """Line 0 is reached by every update, line 1 from the ``first`` on, line 2 by none; a checkpoint after the fourth changes nothing.
+
+    A step is kept of what began late alone: checkpoints of older versions have none.
+    """
+
+    (x,) = batches(1)
+
+    def lines() -> tuple[nn.ModuleList, Updater]:
+        torch.manual_seed(0)
+        module = nn.ModuleList(nn.Linear(3, 2).double() for _ in range(3))
+        return module, Updater(module, Accelerator(), lr=0.1, total_updates=6, lr_schedule="linear", adam_eps=1e-2, weight_decay=0.1)
+
+    def go_on(updater: Updater, numbers: range) -> None:
+        for number in numbers:
+            reached = slice(2 if number >= first else 1)
+            updater.update([reached], lambda module, lines: torch.stack([square_loss(line, x) for line in module[lines]]).sum(), what="")
+
+    whole, updater = lines()
+    go_on(updater, range(6))
+    _, updater = lines()
+    go_on(updater, range(4))
+    tensors, state, kept = updater.state_dict(), updater.state(), updater.weights()
+    assert {name.partition(".")[2].partition(".")[0] for name in tensors} == {"0", "1"}
+    assert {name for name in tensors if name.startswith("step.")} == ({"step.1.weight", "step.1.bias"} if first else set())
+    resumed, updater = lines()
+    updater.load_weights(kept)
+    updater.load_state_dict(tensors, state)
+    go_on(updater, range(4, 6))
+    assert difference(weights(whole), weights(resumed)) == 0
+
+
 def test_weights_of_another_model_are_refused() -> None:
     saved = weights(nn.Linear(3, 1))
     for module, words in (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from humanward.errors import UserError
-from humanward.models.adapters import at_work, copy_adapter
+from humanward.models.adapters import adapter_tensors, at_work, copy_adapter
 from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import trunk_of
@@ -48,7 +48,7 @@ class ValueNetwork(nn.Module):
     def from_reward_model(cls, reward_model: RewardModel) -> Self:
         """A copy that begins as the reward model, normalisation included (Stiennon et al. 2020, arXiv:2009.01325, section 3.4).
 
-        Of a reward model with an adapter, the adapter and the head are copied, and the trunk is shared.
+        Of a reward model with an adapter, the adapter and the head are copied, and the trunk is shared. Its own adapter is then frozen.
         """
         head = copy.deepcopy(reward_model.score_head)
         with torch.no_grad():
@@ -57,6 +57,8 @@ class ValueNetwork(nn.Module):
         if reward_model.adapter is None:
             return cls(copy.deepcopy(reward_model.model), head, tokenizer=reward_model.tokenizer).requires_grad_(True)
         copy_adapter(reward_model.model, reward_model.adapter, "value")
+        for parameter in adapter_tensors(reward_model.model, reward_model.adapter).values():
+            parameter.requires_grad_(False)
         return cls(reward_model.model, head.requires_grad_(True), tokenizer=reward_model.tokenizer, adapter="value")
 
     def check_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,6 +17,7 @@ from humanward.trainers.guards import BAD_UPDATES, TrainingError
 
 Schedule = Literal["linear", "cosine", "constant"]
 T = TypeVar("T")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Updater:
@@ -183,21 +184,28 @@ class Updater:
             self.named[name].copy_(tensors[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Adam's two moments of every parameter, by the parameter's name. The update count is ``updates``."""
-        state = self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
-        return {
-            f"{moment}.{name}": state[p][moment] for name, p in self.named.items() for moment in ("exp_avg", "exp_avg_sq") if p in state
-        }
+        """Adam's two moments of every parameter that had a gradient, by its name, and how many it had where that is not ``applied``."""
+        found: dict[str, Tensor] = {}
+        for name, p in self.named.items():
+            if p in self._adam:
+                found |= {f"{moment}.{name}": self._adam[p][moment] for moment in MOMENTS}
+                if float(self._adam[p]["step"]) != self.applied:
+                    found[f"step.{name}"] = self._adam[p]["step"]
+        return found
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` and ``state`` gave."""
-        applied = int(given["applied"])
-        state = self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
+        self.updates, self.applied, self.bad_in_a_row = (int(given[name]) for name in ("updates", "applied", "bad_in_a_row"))
         for name, p in self.named.items():
-            moments: dict[str, Any] = {m: tensors[f"{m}.{name}"].to(p.device).clone() for m in ("exp_avg", "exp_avg_sq") if applied}
-            if moments:
-                state[p] = {"step": torch.tensor(float(applied), device=p.device), **moments}
-        self.updates, self.applied, self.bad_in_a_row = int(given["updates"]), applied, int(given["bad_in_a_row"])
+            self._adam.pop(p, None)
+            if f"exp_avg.{name}" in tensors:
+                step = tensors.get(f"step.{name}", torch.tensor(float(self.applied)))
+                kept = {"step": step} | {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+                self._adam[p] = {key: tensor.to(p.device).clone() for key, tensor in kept.items()}
+
+    @property
+    def _adam(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        return self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
 
 
 def micro_batches(lengths: Sequence[int], tokens: int | None, device: torch.device) -> list[list[int]]:
