@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, Gemma2Config, GraniteConfig, PreTrainedConfig
 
 from humanward.errors import UserError
 from humanward.models import Policy, RewardModel, fingerprint, load_causal_lm, load_tokenizer, resolve
 from humanward.models.allocator import keep_freed_memory
-from humanward.trainers.selftest import tiny_policy, tiny_tokenizer
+from humanward.trainers.selftest import END, PAD, tiny_policy, tiny_tokenizer
 
 TOKENS = torch.tensor([[4, 5, 2], [3, 7, 7]])
 REAL = torch.ones_like(TOKENS, dtype=torch.bool)
+SIZES: dict[str, Any] = {
+    "vocab_size": 8, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "initializer_range": 1.0, "pad_token_id": PAD, "eos_token_id": END,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -215,20 +221,35 @@ def test_heads_of_another_model(folder: Path, tmp_path: Path) -> None:
         one_line(error, "_head.safetensors: a head for states of 32 numbers, but the model beside it has 16")
 
 
-def test_a_head_that_is_more_than_a_head(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Logits that the model changes behind its head would be another distribution than the one that is trained."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_is_more_than_a_head(monkeypatch: pytest.MonkeyPatch, folder: Path, dtype: torch.dtype) -> None:
+    """Logits that the model changes behind its head, if only by a hundredth, would be another distribution than the one that is trained."""
     policy = Policy.load(folder)
     forward = type(policy.model).forward
 
     def louder(*args: object, **kwargs: object) -> object:
         output = forward(*args, **kwargs)  # pyright: ignore[reportArgumentType]
-        output.logits = output.logits * 3
+        output.logits = output.logits * 1.01
         return output
 
     monkeypatch.setattr(type(policy.model), "forward", louder)
     with pytest.raises(UserError) as error:
-        Policy.load(folder)
+        Policy.load(folder, dtype=dtype)
     one_line(error, "does more to its logits")
+
+
+@pytest.mark.parametrize(
+    "config", [Gemma2Config(final_logit_softcapping=30.0, head_dim=8, **SIZES), GraniteConfig(logits_scaling=6.0, **SIZES)]
+)
+def test_caps_and_scales_of_16_bit_models_are_known(config: PreTrainedConfig) -> None:
+    """In bfloat16, as the library takes them, their rounding is larger than a difference that must be found."""
+    torch.manual_seed(0)
+    policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), tiny_tokenizer())
+    policy.check_head("it")
+    rule = policy.logit_rule
+    policy.logit_rule = replace(rule, softcap=rule.softcap and 1.02 * rule.softcap, scale=1.02 * rule.scale)
+    with pytest.raises(UserError, match="does more to its logits"):
+        policy.check_head("it")
 
 
 def test_a_real_model_is_what_its_folder_says(shared_data: Path, tmp_path: Path) -> None:

@@ -252,7 +252,9 @@ class Policy(nn.Module):
         """
         ids = torch.arange(min(8, self.head.weight.shape[0]), device=self.device)[None]
         ours = self.logits_of(self.trunk(input_ids=ids, use_cache=False).last_hidden_state[0])
-        theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        # The model's cap and scale are taken in float32 too: in 16 bits their rounding alone would be a difference.
+        with self.head.register_forward_hook(lambda module, given, logits: logits.float()):
+            theirs = self.model(input_ids=ids, use_cache=False).logits[0].float()
         if ours.shape != theirs.shape or (ours - theirs).abs().max() > 1e-3 * theirs.abs().max().clamp(min=1):
             raise UserError(
                 f"{name}: {type(self.model).__name__} does more to its logits than a head, a scale and a soft cap; use another model"
