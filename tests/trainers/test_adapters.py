@@ -26,6 +26,7 @@ from humanward.trainers import (
     SFTConfig,
     SFTTrainer,
     Surroundings,
+    implicit_rewards,
     train,
 )
 from humanward.trainers.reference import precompute
@@ -161,6 +162,17 @@ def ppo_with_value_network(problems: ModuleType, lora: LoraConfig) -> PPOTrainer
     config = PPOConfig(lr=1e-2, episodes=32, batch_size=16, kl_target=None)
     task = tiny_task(policy, response_length=3)
     return PPOTrainer(policy, policy.reference(), model, problems.PROMPTS, config, task=task, seed=5, value_network=network)
+
+
+def test_what_direct_training_has_learned_is_measured_without_dropout(problems: ModuleType) -> None:
+    """Twice the same, as after ``eval``; the policy goes on training."""
+    trainer = dpo(problems, lora=DROPPING)
+    trainer.run()
+    policy = trainer.policy
+    assert policy.training
+    measured = [implicit_rewards(policy, policy.reference(), trainer.comparisons, trainer.objective) for _ in range(2)]
+    assert policy.training
+    assert measured == [implicit_rewards(policy.eval(), policy.reference(), trainer.comparisons, trainer.objective)] * 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient": True}, {"reference": "precomputed"}])

@@ -20,6 +20,8 @@ def implicit_rewards(
 ) -> list[list[float]]:
     """Of each response of each question in units of beta: log(pi / rho), as the objective's divergence turns it into a reward.
 
+    Dropout is off meanwhile.
+
     Args:
         policy: pi.
         reference: rho; None: the mean log-probability per token is the reward.
@@ -28,12 +30,14 @@ def implicit_rewards(
         tokens: of a forward, at most; None: as many as are fast on the policy's device.
     """
     rewards: list[list[float]] = [[] for _ in comparisons]
-    device = policy.device
+    device, training = policy.device, policy.training
+    policy.eval()
     for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, device):
         questions = collate([comparisons[row] for row in rows], policy.pad_id, device)
         said = Said(ask(policy, questions).logprobs, None if reference is None else ask(reference, questions).logprobs)
         for row, values in zip(rows, objective.scores(said, questions).tolist(), strict=True):
             rewards[row] = values
+    policy.train(training)
     return rewards
 
 
