@@ -25,9 +25,11 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     PhiConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -252,6 +254,36 @@ def test_the_order_of_responses_does_not_matter() -> None:
     states = response_rows(trunk_of(model), prompts, prompt_mask, responses, response_mask)
     other = response_rows(trunk_of(model), prompts, prompt_mask, responses[:, order], response_mask[:, order])
     torch.testing.assert_close(states[:, order][response_mask[:, order]], other[response_mask[:, order]], rtol=0, atol=1e-12)
+
+
+MASKED_ONLY: dict[str, Callable[[], PreTrainedConfig]] = {
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **SIZES, use_sliding_window=True, sliding_window=32, max_window_layers=2, num_experts=2, num_experts_per_tok=1,
+        moe_intermediate_size=8, shared_expert_intermediate_size=8,
+    ),
+    "phimoe": lambda: PhimoeConfig(**SIZES, sliding_window=32, num_local_experts=2, num_experts_per_tok=1),
+}  # fmt: skip
+"""The library tells their layers what they see by a mask alone, which a stream has none of."""
+
+
+@pytest.mark.parametrize("family", MASKED_ONLY)
+@torch.no_grad()
+def test_a_window_that_attention_is_not_told_of_is_not_packed(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of 32 tokens: those of the trial are fewer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MASKED_ONLY[family]()).eval()
+    trunk = trunk_of(model)
+    forward._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "humanward"):
+        packed = [packs_exactly(trunk) for _ in range(2)]
+    assert packed == [False, False]
+    assert sum("cannot be run as one stream" in record.message for record in caplog.records) == 1
+    assert model.config.sliding_window == 32
+    prompts, responses = (torch.arange(60).view(1, 60) * 5 % 6 + 2), (torch.arange(8) % 6 + 2).view(1, 2, 4)
+    masks = torch.ones_like(prompts, dtype=torch.bool), torch.ones_like(responses, dtype=torch.bool)
+    states = response_rows(trunk, prompts, masks[0], responses, masks[1], packed=False)
+    for k in range(2):
+        torch.testing.assert_close(states[0, k], alone(model, prompts[0], masks[0][0], responses[0, k], masks[1][0, k]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("layout")
