@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,13 +11,13 @@ import pytest
 import torch
 
 from humanward.errors import UserError
-from humanward.models import RewardModel
+from humanward.models import EnsembleConfig, RewardModel, load_reward_model, new_ensemble
 from humanward.records import Comparison, Prompt, Response
-from humanward.trainers import Episodes, RewardConfig, RewardTrainer, TextReward
+from humanward.trainers import EnsembleTrainer, Episodes, RewardConfig, RewardTrainer, TextReward
 from humanward.trainers.label_losses import LOSSES_OF_KIND, loss_for, without_labeler_noise
 from humanward.trainers.questions import is_right
 from humanward.trainers.scoring import score_episodes
-from humanward.trainers.selftest import GOOD, tiny_policy, tiny_task
+from humanward.trainers.selftest import END, GOOD, tiny_policy, tiny_task
 
 BETTER, WORSE, MIDDLE = (GOOD, GOOD), (4, 5), (GOOD, 4)
 
@@ -258,5 +259,18 @@ def test_the_end_token_is_real_and_a_response_without_it_has_the_fixed_score() -
     state = model.trunk(input_ids=torch.tensor([[3, 4, end]])).last_hidden_state[0, -1]
     assert found.scores[0].item() == pytest.approx(float(model.score_head(state)), abs=1e-6)
     # The end token tells apart what the words before it do not.
-    unended = TextReward(model, task)(["w3"], ["w4"])[0]
+    unended = TextReward(model)(["w3"], ["w4"])[0]
     assert found.scores[0].item() != pytest.approx(unended, abs=1e-4)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_reward_model_knows_whether_the_responses_it_was_fitted_to_end(problems: ModuleType, tmp_path: Path, stops: bool) -> None:
+    rows = problems.comparisons()
+    if stops:  # all but those that were cut at their full length
+        rows[1:] = [replace(c, responses=tuple(replace(r, tokens=(*r.tokens, END)) for r in c.responses)) for c in rows[1:]]
+    policy = tiny_policy()
+    ensemble = new_ensemble(policy.model, policy.tokenizer, EnsembleConfig(members=2))
+    config = RewardConfig(batch_size=8, normalize_before=False, normalize_after=False)
+    EnsembleTrainer(ensemble, rows, config).run()
+    ensemble.save(tmp_path)
+    assert load_reward_model(tmp_path).stops_at_eos == load_reward_model(tmp_path / "member-1").stops_at_eos == stops

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from humanward.data import Task
 from humanward.errors import RunError, UserError
-from humanward.models import RewardModel
+from humanward.models import Policy, RewardModel
 from humanward.storage import Stopped
 from humanward.trainers import (
+    Episodes,
     PPOConfig,
     PPOTrainer,
     RewardConfig,
@@ -97,6 +99,26 @@ def test_a_reward_model_scores_texts_as_it_scores_tokens(problems: ModuleType) -
     tokens, real = torch.tensor([[4, 5], [2, 6]]), torch.ones(2, 2, dtype=torch.bool)
     expected = model(tokens, real, tokens[:, None], real[:, None])[:, 0].tolist()
     assert TextReward(model, task)(["w2 w3", "good w4"], ["w2 w3", "good w4"]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_the_end_of_a_response_is_read_in_its_text_as_in_its_tokens(stops: bool) -> None:
+    """What was sampled has the end token as letters in its text; what somebody wrote has none, and ends where responses stop at one."""
+    policy = Policy.load("asset:storyteller")
+    model = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(0)).eval()
+    model.stops_at_eos = stops
+    task = Task.plain(policy.tokenizer, stop_at_eos=stops)
+    prompt, words = task.encode_prompt("A very good"), task.encode_continuation(" film, really.")
+
+    def of_tokens(*response: int) -> float:
+        p, r = torch.tensor([prompt]), torch.tensor([response])
+        return float(score_episodes(task, model, Episodes(p, p >= 0, r, r >= 0), fixed_score=False).scores)
+
+    ended, unended = of_tokens(*words, policy.eos_id), of_tokens(*words)
+    assert abs(ended - unended) > 1e-2
+    for reward in (TextReward(model), TextReward(model, task)):
+        found = reward(["A very good"] * 2, [task.decode((*words, policy.eos_id)), " film, really."])
+        assert found == pytest.approx([ended, ended if stops else unended], abs=1e-5)
 
 
 def test_an_empty_response_is_read_at_its_end_token(problems: ModuleType) -> None:

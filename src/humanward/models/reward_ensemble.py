@@ -95,6 +95,10 @@ class RewardEnsemble(nn.Module):
         return self.first.pad_id
 
     @property
+    def stops_at_eos(self) -> bool:
+        return self.first.stops_at_eos
+
+    @property
     def device(self) -> torch.device:
         return self.first.device
 

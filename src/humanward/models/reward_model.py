@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +50,8 @@ class RewardModel(nn.Module):
         self.tokenizer = tokenizer
         self.adapter: str | None = None
         """The name of its own on a trunk that it may share; None: it computes with the model's weights alone."""
+        self.stops_at_eos = False
+        """Whether responses that it was fitted to end at the end-of-text token."""
         width = hidden_size(model)
         self.score_head = nn.Linear(width, 1)
         nn.init.normal_(self.score_head.weight, std=head_scale / math.sqrt(width + 1), generator=generator)
@@ -132,7 +134,8 @@ class RewardModel(nn.Module):
         save_model(self.model, self.adapter, folder, merged=merged)
         self.tokenizer.save_pretrained(folder)
         save_file(self.head_tensors(), folder / "score_head.safetensors")
-        (folder / _FACTS).write_text(json.dumps({"format": FORMAT, "read": "last real token of the response"}) + "\n")
+        facts = {"format": FORMAT, "read": "last real token of the response", "stops_at_eos": self.stops_at_eos}
+        (folder / _FACTS).write_text(json.dumps(facts) + "\n")
 
     @classmethod
     def load(
@@ -156,7 +159,7 @@ class RewardModel(nn.Module):
         head_file = Path(folder) / "score_head.safetensors"
         if not head_file.exists():
             raise UserError(f"{folder}: not a reward model (no score_head.safetensors); give a folder that `humanward reward` wrote")
-        _refuse_newer(Path(folder) / _FACTS)
+        facts = _read_facts(Path(folder) / _FACTS)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         reward_model = cls(
             load_causal_lm(folder, dtype=dtype, trust_remote_code=trust_remote_code) if on is None else on, tokenizer
@@ -165,6 +168,7 @@ class RewardModel(nn.Module):
             read_adapter(on, name, Path(folder), trained=False)
             reward_model.adapter = name
         reward_model.load_head(head_file, load_file(head_file))
+        reward_model.stops_at_eos = bool(facts.get("stops_at_eos"))  # folders of older versions do not say
         return reward_model.eval()
 
     def head_tensors(self) -> dict[str, Tensor]:
@@ -184,10 +188,12 @@ class RewardModel(nn.Module):
             self.choice_scale.copy_(tensors["choice_scale"])
 
 
-def _refuse_newer(file: Path) -> None:
+def _read_facts(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text()).get("format") if file.exists() else FORMAT
+        facts = json.loads(file.read_text()) if file.exists() else {"format": FORMAT}
+        found = facts.get("format")
     except (ValueError, AttributeError):
         raise UserError(f"{file}: damaged: not a JSON object; fit the reward model again") from None
     if found != FORMAT:
         raise UserError(f"{file}: format {found}, and this version of Humanward reads {FORMAT}; use the version that wrote it")
+    return facts

@@ -116,6 +116,8 @@ class RewardTrainer(Trainer):
         self.label_loss = loss_for(self.comparisons, config.loss, margin=config.margin, noise=noise)
         self.reference_episodes, self.demonstrations = reference_episodes, demonstrations
         self.reward_model = reward_model.to(self.accelerator.device)
+        eos = reward_model.tokenizer.eos_token_id
+        self.reward_model.stops_at_eos = eos is not None and any(eos in r.tokens[-1:] for c in comparisons for r in c.responses)
         self.steps_per_epoch = -(-len(self.comparisons) // config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.updater = Updater(

@@ -192,14 +192,17 @@ class LabelerChoice:
 class TextReward:
     """A reward model, or an ensemble of them, as a plain callable of (prompts, responses).
 
+    An end-of-text token at the end of a response's text is read as that token. Where responses stop at one, it is read behind every other
+    text too: a text ends where it ends.
+
     Args:
         model: the reward model.
-        task: the one whose responses it was fitted to; None: ``Task.plain``.
+        task: the one whose responses it was fitted to; None: ``Task.plain``, which stops there if they did.
     """
 
     def __init__(self, model: RewardModel | RewardEnsemble, task: Task | None = None) -> None:
         self.model = model
-        self.task = task or Task.plain(model.tokenizer, context_length=context_length(model.model))
+        self.task = task or Task.plain(model.tokenizer, context_length=context_length(model.model), stop_at_eos=model.stops_at_eos)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -214,11 +217,14 @@ class TextReward:
         return scores
 
     def _tokens(self, response: str) -> tuple[int, ...]:
-        eos = self.model.tokenizer.eos_token_id
-        tokens = self.task.encode_continuation(response) or ((eos,) if isinstance(eos, int) else ())
-        if not tokens:
+        tokenizer, eos = self.model.tokenizer, self.model.tokenizer.eos_token_id
+        text = response.removesuffix(str(tokenizer.eos_token or ""))
+        tokens = self.task.encode_continuation(text)
+        if tokens and text == response and not self.task.config.stop_at_eos:
+            return tokens
+        if not isinstance(eos, int):
             raise UserError("an empty response cannot be scored: the tokenizer has no end-of-text token to read instead")
-        return tokens
+        return (*tokens, eos)
 
 
 OWN = (TextReward, TextClassifier)
