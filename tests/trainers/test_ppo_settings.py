@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,8 @@ from humanward.data import Task, TaskConfig
 from humanward.errors import UserError
 from humanward.maths import add_at_last_token, gae, kl_estimate, whiten
 from humanward.models import Policy
-from humanward.trainers import PPOConfig, PPOTrainer
+from humanward.storage import Checkpoints
+from humanward.trainers import PPOConfig, PPOTrainer, Surroundings, train
 from humanward.trainers import ppo as ppo_room
 from humanward.trainers.moving_reference import MovingReference
 from humanward.trainers.scoring import Episodes, score_episodes
@@ -400,6 +402,40 @@ def test_a_moving_reference_keeps_small_steps_in_16_bits() -> None:
         moving.follow(own)
     for name, p in reference.named_parameters():
         torch.testing.assert_close(p.float(), own[name] + 0.999**1000 * (start[name] - own[name]), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_moving_reference_follows_what_is_trained_alone(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Frozen embeddings stay, and a float32 reference is moved where it is, without a copy.
+
+    Resumed, it goes on as it was, also from a checkpoint that has all weights of the reference, as those of older versions do.
+    """
+
+    def new() -> PPOTrainer:
+        policy = tiny_policy(value_head=True)
+        policy.model.to(dtype)
+        policy.trunk.get_input_embeddings().requires_grad_(False)
+        reference = policy.frozen_copy()
+        config = PPOConfig(lr=3e-3, episodes=192, batch_size=64, kl_target=None, kl_coef=0.1, reference_ema=0.9)
+        return PPOTrainer(policy, reference, good, [(4,), (5, 6)], config, task=tiny_task(policy, response_length=3), seed=3)
+
+    whole = new()
+    assert whole.moving_reference is not None
+    own, moved = dict(whole.reference.named_parameters()), whole.moving_reference.exact
+    assert own.keys() - moved.keys() == {"model.model.embed_tokens.weight"}
+    assert all((own[name].data_ptr() == moved[name].data_ptr()) == (dtype == torch.float32) for name in moved)
+    embeddings = own["model.model.embed_tokens.weight"].clone()
+    train(whole)
+    assert torch.equal(own["model.model.embed_tokens.weight"], embeddings)
+    for older in (False, True):
+        first, second, store = new(), new(), Checkpoints(tmp_path / str(older))
+        train(first, Surroundings(store), until=2)
+        checkpoint = store.latest()
+        assert checkpoint is not None
+        everything = {f"reference.{name}": p.detach().float() for name, p in first.reference.named_parameters()} if older else {}
+        store.save(2, everything | dict(checkpoint.tensors), checkpoint.state)
+        train(second, Surroundings(store))
+        assert [name for name, p in second.reference.named_parameters() if not torch.equal(p, own[name])] == []
 
 
 def test_a_reference_of_the_policys_own_weights_cannot_follow_it() -> None:

@@ -13,7 +13,7 @@ from humanward.trainers.updates import load_weights, weights
 
 
 class MovingReference:
-    """Exponential moving average of the policy's weights, from the reference's own on.
+    """Exponential moving average of the weights that the policy trains, from the reference's own on.
 
         reference <- share * reference + (1 - share) * policy          after each step
 
@@ -30,14 +30,18 @@ class MovingReference:
         if any(id(p) in mine for p in reference.parameters()):
             raise UserError("ppo.reference_ema: policy and reference share their weights, as with adapters; set reference_ema to null")
         self.reference, self.share = reference, share
-        self.exact = {name: tensor.float().clone() for name, tensor in weights(reference).items()}
+        trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+        self.exact = {
+            name: tensor if tensor.element_size() > 2 else tensor.float() for name, tensor in weights(reference, only=trained).items()
+        }
+        """The reference's own tensors, or the float32 copies of 16-bit ones."""
 
     @torch.no_grad()
     def follow(self, policy: Mapping[str, Tensor]) -> None:
         """One step toward the policy's weights, by their names in it."""
         for name, tensor in self.exact.items():
             tensor.lerp_(policy[name].to(tensor.dtype), 1 - self.share)
-        load_weights(self.reference, self.exact)
+        load_weights(self.reference, self.exact, only=self.exact)
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.exact)
@@ -45,4 +49,4 @@ class MovingReference:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.exact.items():
             tensor.copy_(tensors[name])
-        load_weights(self.reference, self.exact)
+        load_weights(self.reference, self.exact, only=self.exact)
