@@ -16,9 +16,19 @@ import pytest
 import torch
 
 from humanward.errors import RunError, UserError
-from humanward.models import RewardModel, ValueNetwork
+from humanward.models import RewardModel, TextClassifier, ValueNetwork, save_classifier
 from humanward.storage import Checkpoints
-from humanward.trainers import GuardedScore, PPOConfig, PPOTrainer, ScoringConfig, Surroundings, WeightedReward, score_episodes, train
+from humanward.trainers import (
+    GuardedScore,
+    PPOConfig,
+    PPOTrainer,
+    ScoringConfig,
+    Surroundings,
+    TextReward,
+    WeightedReward,
+    score_episodes,
+    train,
+)
 from humanward.trainers.calls import Late, call, call_again
 from humanward.trainers.rewards import call_score
 from humanward.trainers.selftest import WORDS, tiny_policy, tiny_task
@@ -166,6 +176,33 @@ def test_settings_make_the_reward(tmp_path: Path) -> None:
 def test_a_sum_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing has a weight"):
         ScoringConfig(terms={"model": 0.0})
+
+
+# ---- models that read texts
+
+
+def test_models_that_read_texts_are_where_the_training_is(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy(seed=3)
+    models = [RewardModel(tiny_policy(seed=4).model, policy.tokenizer) for _ in range(3)]
+    texts, classifier = TextReward(models[1]), TextClassifier(models[2].model, policy.tokenizer)
+    went: list[tuple[torch.nn.Module, torch.device]] = []
+    for model in (models[0], models[1], models[2].model):
+        monkeypatch.setattr(model, "to", lambda device, model=model: went.append((model, device)))
+    terms = {"tokens": models[0], "texts": texts, "guarded": GuardedScore(classifier), "plain": good}
+    trainer = problems.groups("rloo", reward=WeightedReward({name: (1.0, term) for name, term in terms.items()}))
+    assert went == [(model, trainer.accelerator.device) for model in (models[0], models[1], models[2].model)]
+
+
+def test_models_that_read_texts_are_loaded_in_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    RewardModel(policy.model, policy.tokenizer).save(tmp_path / "own")
+    save_classifier(RewardModel(policy.model, policy.tokenizer), tmp_path / "other")
+    terms = {f"hf:{tmp_path}/own": 1.0, f"hf-response:{tmp_path}/other": 1.0, "words": 1.0}
+    for dtype in (torch.float32, torch.bfloat16):
+        own, other, _ = (part.score for part in ScoringConfig(terms=terms).others(dtype=dtype).values())
+        assert isinstance(own, TextReward)
+        assert isinstance(other, TextClassifier)
+        assert {own.model.model.dtype, other.model.dtype} == {dtype}
 
 
 # ---- a training whose reward fails

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +22,8 @@ JUDGE_FOLDER = Path(__file__).parent.parent / "assets" / "sentiment-judge"
 _EXAMPLES = "positive, negative, length:40, judge:FOLDER, hf:FOLDER, http://HOST/PATH or python:MODULE:FUNCTION"
 
 
-def load_score(spec: str) -> Score:
-    """The score of a short description.
+def load_score(spec: str, *, dtype: Any = None) -> Score:
+    """The score of a short description. ``dtype``: number type of a model that is loaded for it; None: float32.
 
     ``positive``, ``negative``: log P of the built-in sentiment judge, of the response alone. ``length:N``: minus the distance of the
     response's length from N words; ``words``: that length. ``repetition:N``: minus the share of the response's runs of N words that stand
@@ -44,7 +45,7 @@ def load_score(spec: str) -> Score:
     if name not in SCORES:
         near = difflib.get_close_matches(name, SCORES, 1)
         raise UserError(f"{spec}: unknown score; " + (f"did you mean {near[0]}?" if near else f"expected {_EXAMPLES}"))
-    return SCORES[name](rest, spec)
+    return SCORES[name](rest, spec, **({"dtype": dtype} if name in ("hf", "hf-response") and dtype is not None else {}))
 
 
 def score_responses(score: Score, prompts: Sequence[str], responses: Sequence[str], name: str = "score") -> list[float]:
@@ -80,7 +81,7 @@ def _judge_of_folder(rest: str, spec: str) -> Score:
     return _judge(Path(folder), positive=side == "positive")
 
 
-def _hugging_face(rest: str, spec: str, *, response_only: bool) -> Score:
+def _hugging_face(rest: str, spec: str, *, response_only: bool, **loading: Any) -> Score:
     folder, colon, label = rest.rpartition(":")
     if not colon or Path(rest).exists():
         folder, label = rest, ""
@@ -88,7 +89,7 @@ def _hugging_face(rest: str, spec: str, *, response_only: bool) -> Score:
         raise UserError(f"{spec}: expected {spec.partition(':')[0]}:FOLDER or {spec.partition(':')[0]}:FOLDER:LABEL")
     # By name and on use: labels are collected without torch, and only who asks for a model pays for it.
     load_reward = importlib.import_module("humanward.trainers.loaded_reward").load_reward
-    return load_reward(folder, label=label or None, response_only=response_only)
+    return load_reward(folder, label=label or None, response_only=response_only, **loading)
 
 
 def _length(rest: str, spec: str) -> Score:
@@ -183,7 +184,7 @@ def _module(place: str, spec: str) -> Any:
         raise UserError(f"{spec}: cannot import {place}: {' '.join(str(error).split())}") from None
 
 
-SCORES: dict[str, Callable[[str, str], Score]] = {
+SCORES: dict[str, Callable[..., Score]] = {
     "positive": lambda rest, spec: _sentiment(rest, spec, positive=True),
     "negative": lambda rest, spec: _sentiment(rest, spec, positive=False),
     "length": _length,
@@ -194,6 +195,6 @@ SCORES: dict[str, Callable[[str, str], Score]] = {
     "https": _server,
     "judge": _judge_of_folder,
     "python": _python,
-    "hf": lambda rest, spec: _hugging_face(rest, spec, response_only=False),
-    "hf-response": lambda rest, spec: _hugging_face(rest, spec, response_only=True),
+    "hf": partial(_hugging_face, response_only=False),
+    "hf-response": partial(_hugging_face, response_only=True),
 }

@@ -157,14 +157,16 @@ def members_of(model: RewardModel | RewardEnsemble) -> list[RewardModel]:
     return [*model.members] if isinstance(model, RewardEnsemble) else [model]  # pyright: ignore[reportReturnType]
 
 
-def load_reward_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> RewardModel | RewardEnsemble:
+def load_reward_model(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> RewardModel | RewardEnsemble:
     """Whichever of both a folder holds.
 
     Raises:
         UserError: neither is there.
     """
     kind = RewardEnsemble if (Path(folder) / FACTS).exists() else RewardModel
-    return kind.load(folder, dtype=dtype)
+    return kind.load(folder, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def full_members(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, **settings: Any) -> list[RewardModel]:

@@ -43,6 +43,7 @@ from humanward.rounds.cord import CordWatch
 from humanward.storage import Checkpoints, MetricsLog, RunFolder, StopFlag, derive_seed, write_json
 from humanward.trainers import Episodes, GuardedScore, Progress, Reward, Surroundings
 from humanward.trainers.responses import sampling_settings
+from humanward.trainers.rewards import moved
 
 PROMPTS_AT_MOST = 100_000
 """Prompts that a run takes from its source; more would only be read to be thrown away."""
@@ -227,14 +228,14 @@ class Context:
 
     @cached_property
     def score(self) -> Score | None:
-        """The labeler's score, where it is known."""
+        """The labeler's score, where it is known; a model in float32, whatever the run's type: it is the truth here."""
         kind, _, spec = self.config.labeler.partition(":")
-        return load_score(spec) if kind == "score" and self._labelers is None else None
+        return moved(load_score(spec), self.accelerator.device) if kind == "score" and self._labelers is None else None
 
     @cached_property
     def score_terms(self) -> dict[str, GuardedScore]:
         """What the policy is tuned toward besides the reward model."""
-        return self.config.scoring.others()
+        return self.config.scoring.others(dtype=self.dtype)
 
     def reward(self, round: int, *, on: Policy) -> Reward:
         """What a policy is tuned toward in a round; ``on`` is the policy, whose trunk a reward model may share."""

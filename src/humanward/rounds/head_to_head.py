@@ -26,6 +26,7 @@ from humanward.rounds import people
 from humanward.rounds.context import Context, weights_hash
 from humanward.rounds.people import instructions, patiently, still_to_come
 from humanward.storage import RunFolder, read_json, verify_folder, write_json
+from humanward.trainers.rewards import moved
 from humanward.trainers.scoring import truncated
 
 FIRST_ROUND = 1_000_000
@@ -152,7 +153,8 @@ class HeadToHead:
             yield None, lambda: self.context.stop.wait(people.POLL_SECONDS)
             return
         store = Store(self.folder / "labels.db")
-        labeler = ScoreLabeler("mock-1", load_score(self.config.labeler.removeprefix("score:")), 0.0, self.context.config.seed)
+        score = moved(load_score(self.config.labeler.removeprefix("score:")), self.context.accelerator.device)
+        labeler = ScoreLabeler("mock-1", score, 0.0, self.context.config.seed)
 
         def answer() -> None:
             answer_questions(store, [labeler], should_stop=lambda: self.context.stop.requested)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from humanward.config import Config
 from humanward.data import Task
@@ -56,6 +56,7 @@ class WeightedReward:
 
 Reward = Score | AsyncScore | GuardedScore | RewardModel | RewardEnsemble | WeightedReward
 """What trainers accept."""
+R = TypeVar("R", bound=Reward)
 
 
 class ScoringConfig(Config):
@@ -80,13 +81,13 @@ class ScoringConfig(Config):
     def needs_model(self) -> bool:
         return bool(self.terms.get(MODEL))
 
-    def others(self) -> dict[str, GuardedScore]:
-        """The terms besides the reward model, by name.
+    def others(self, *, dtype: torch.dtype = torch.float32) -> dict[str, GuardedScore]:
+        """The terms besides the reward model, by name; models that are loaded have ``dtype``.
 
         Raises:
             UserError: a term that nobody knows or that cannot be loaded.
         """
-        return {name: self._guarded(name) for name, weight in self.terms.items() if weight and name != MODEL}
+        return {name: self._guarded(name, dtype) for name, weight in self.terms.items() if weight and name != MODEL}
 
     def reward(self, model: RewardModel | RewardEnsemble | None, others: Mapping[str, GuardedScore]) -> Reward:
         """The sum; ``model`` is the round's, None where it has no weight, and ``others`` what the method of that name gave."""
@@ -95,8 +96,8 @@ class ScoringConfig(Config):
         parts = ({} if model is None else {MODEL: model}) | dict(others)
         return WeightedReward({name: (self.terms[name], part) for name, part in parts.items()})
 
-    def _guarded(self, name: str) -> GuardedScore:
-        score = load_score(name)
+    def _guarded(self, name: str, dtype: torch.dtype) -> GuardedScore:
+        score = load_score(name, dtype=dtype)
         if isinstance(score, HTTPScore):  # it has its own limits, request by request
             return GuardedScore(replace(score, timeout=self.timeout, retries=self.retries), timeout=None, name=name)
         if isinstance(score, OWN):
@@ -105,9 +106,22 @@ class ScoringConfig(Config):
 
 
 def models_of(reward: Reward) -> list[RewardModel | RewardEnsemble]:
-    """The reward models in a reward."""
-    parts = [part for _, part in reward.terms.values()] if isinstance(reward, WeightedReward) else [reward]
-    return [part for part in parts if isinstance(part, RewardModel | RewardEnsemble)]
+    """The reward models in a reward, those that read tokens."""
+    return [part for part in _parts(reward) if isinstance(part, RewardModel | RewardEnsemble)]
+
+
+def moved(reward: R, device: torch.device) -> R:
+    """The same reward, its models on a device, those that read texts too."""
+    for part in _parts(reward):
+        score = part.score if isinstance(part, GuardedScore) else part
+        model: Any = score.model if isinstance(score, OWN) else score
+        if isinstance(model, nn.Module):
+            model.to(device)
+    return reward
+
+
+def _parts(reward: Reward) -> list[Any]:
+    return [part for _, part in reward.terms.values()] if isinstance(reward, WeightedReward) else [reward]
 
 
 def call_score(

@@ -19,7 +19,7 @@ from humanward.models import NextTokens, Policy, check_context, sample_responses
 from humanward.models.policy import ResponseOutputs, check_apart, check_same_tokens, evaluating, padded_states
 from humanward.storage import derive_seed
 from humanward.trainers.responses import prompt_ids, sampling_settings
-from humanward.trainers.rewards import Reward, Score, models_of
+from humanward.trainers.rewards import Reward, Score, models_of, moved
 from humanward.trainers.scoring import Episodes, Scores, score_episodes
 from humanward.trainers.updates import gather_rows, micro_batches, my_rows
 
@@ -179,8 +179,8 @@ class RolloutSampler:
         Raises:
             UserError: a reward model has no room for prompt and response, or other tokens than the policy.
         """
-        for model in models_of(reward):
-            self.check_context(model.to(self.accelerator.device).eval().model)
+        for model in models_of(moved(reward, self.accelerator.device)):
+            self.check_context(model.eval().model)
             check_same_tokens(self.policy.tokenizer, model.tokenizer, "the reward model")
         return reward
 
