@@ -109,6 +109,8 @@ def test_two_rounds_head_to_head(undisturbed: Path, parts: Parts, tmp_path: Path
         (["method=ppo"], "method ppo does not read dpo.batch_size, dpo.beta, dpo.epochs, dpo.lr"),
         (["dpo.loss=simpo", "dpo.reference=initial"], "round_reference says where a round of a run is held"),
         (["method=dop"], 'method: expected'),
+        (["baseline_sft.texts=mine.txt"], "baseline_sft trains on the chosen responses of the labels, and reads neither texts"),
+        (["dpo.sft_first.max_length=64"], "leave dpo.sft_first.texts and dpo.sft_first.max_length out"),
     ],
 )  # fmt: skip
 def test_settings_that_the_method_does_not_read_are_named(options: list[str], settings: list[str], said: str, tmp_path: Path) -> None:

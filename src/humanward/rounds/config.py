@@ -264,6 +264,12 @@ class LoopConfig(Config):
         if self.lora is not None and self.method == "dpo" and self.dpo.reference == "synchronised":
             raise ValueError("dpo.reference synchronised moves a reference's weights, and with lora those are frozen; set lora to null")
         self._check_reward_models()
+        for name, stage in (("baseline_sft", self.baseline_sft), ("dpo.sft_first", self.dpo.sft_first)):
+            if stage is not None and (stage.texts, stage.max_length) != (None, SFTConfig().max_length):
+                raise ValueError(
+                    f"{name} trains on the chosen responses of the labels, and reads neither texts nor max_length; leave {name}.texts and "
+                    f"{name}.max_length out"
+                )
         if self.evaluation.frontier_prompts > self.evaluation.prompts:
             raise ValueError("evaluation.frontier_prompts is more than evaluation.prompts; lower it")
         return self

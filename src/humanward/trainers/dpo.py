@@ -73,9 +73,9 @@ class DPOConfig(Config):
     wpo: bool = False
     """Weight each pair by how likely the policy itself is to write it (WPO), as if it were its own sample."""
     reference: Literal["given", "initial", "adapter_off", "precomputed", "synchronised", "none"] = "given"
-    """given: the model that is passed. initial: the policy as it was. adapter_off: the policy without its adapter, which takes no memory
-    (``lora``). precomputed: asked once before the training, then let go. synchronised: it follows the policy (TR-DPO). none: for losses
-    without a reference; nothing is known of displacement then."""
+    """given: the model that is passed; in a run, where ``round_reference`` says. precomputed: asked once before the training, then let go.
+    synchronised: it follows the policy (TR-DPO). none: for losses without a reference; nothing is known of displacement then. For
+    ``DPOTrainer`` alone, not a run: initial, the policy as it was; adapter_off, the policy without its adapter, which takes no memory."""
     reference_cache: Path | None = None
     """Folder that keeps precomputed log-probabilities, by a fingerprint of weights and labels. null: not kept."""
     reference_sync_every: PositiveInt = 512

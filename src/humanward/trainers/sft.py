@@ -25,7 +25,8 @@ class SFTConfig(Config):
     """Supervised fine-tuning."""
 
     texts: str | None = None
-    """Demonstrations: a file, folder or data set with ``prompt`` and ``response``, or plain texts; null where the stage gets its own."""
+    """Demonstrations: a file, folder or data set with ``prompt`` and ``response``, or plain texts. Of the stage ``sft`` alone: the others
+    train on the chosen responses of the labels."""
     epochs: PositiveInt = 1
     """Passes over the demonstrations."""
     batch_size: PositiveInt = 32
@@ -50,7 +51,7 @@ class SFTConfig(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout while training. The summary baselines of Ziegler et al. 2019 used 0.1."""
     max_length: PositiveInt = 256
-    """Longest piece of a plain text, tokens."""
+    """Longest piece of a plain text, tokens. Of the stage ``sft`` alone."""
 
 
 class SFTTrainer(Trainer):
