@@ -344,9 +344,7 @@ def test_compiled_layers_say_the_same_with_and_without_the_adapter(family: str) 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "_installed", lambda name: False)
-    with pytest.raises(
-        UserError, match=r"^lora: peft is not installed; pip install peft, or train all weights \(lora=null\)$"
-    ):
+    with pytest.raises(UserError, match=r"^lora: peft is not installed; pip install peft, or train all weights \(lora=null\)$"):
         policy_of("gpt2")
     with pytest.raises(UserError, match=r"^lora: peft is not installed"):
         check_lora(LORA)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from humanward.models import Policy
+from humanward.models.policy import evaluating
 from humanward.records import Comparison
 from humanward.trainers.objective import Objective, Said
 from humanward.trainers.questions import agreement_marks, collate, tokens_of
@@ -30,14 +31,13 @@ def implicit_rewards(
         tokens: of a forward, at most; None: as many as are fast on the policy's device.
     """
     rewards: list[list[float]] = [[] for _ in comparisons]
-    device, training = policy.device, policy.training
-    policy.eval()
-    for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, device):
-        questions = collate([comparisons[row] for row in rows], policy.pad_id, device)
-        said = Said(ask(policy, questions).logprobs, None if reference is None else ask(reference, questions).logprobs)
-        for row, values in zip(rows, objective.scores(said, questions).tolist(), strict=True):
-            rewards[row] = values
-    policy.train(training)
+    device = policy.device
+    with evaluating(policy):
+        for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, device):
+            questions = collate([comparisons[row] for row in rows], policy.pad_id, device)
+            said = Said(ask(policy, questions).logprobs, None if reference is None else ask(reference, questions).logprobs)
+            for row, values in zip(rows, objective.scores(said, questions).tolist(), strict=True):
+                rewards[row] = values
     return rewards
 
 

@@ -259,7 +259,6 @@ class PPOTrainer(Trainer):
 
         micro = [own.rows(rows) for rows in self.rollouts.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
         texts = [] if self.ptx is None else self.ptx.parts(self.updater.updates, rows, c.micro_batch_tokens)
-        # careful: texts first, so that the last backward pass, after which processes meet, reaches every weight.
         step = self.updater.update([*texts, *micro], loss, what="PPO", batch=own.tensors, accept=near_enough)
         return step | (measured or combined(seen, self.accelerator)) | (combined(of_texts, self.accelerator) if texts else {})
 
