@@ -189,8 +189,12 @@ def test_models_that_read_texts_are_where_the_training_is(problems: ModuleType, 
     for model in (models[0], models[1], models[2].model):
         monkeypatch.setattr(model, "to", lambda device, model=model: went.append((model, device)))
     terms = {"tokens": models[0], "texts": texts, "guarded": GuardedScore(classifier), "plain": good}
-    trainer = problems.groups("rloo", reward=WeightedReward({name: (1.0, term) for name, term in terms.items()}))
-    assert went == [(model, trainer.accelerator.device) for model in (models[0], models[1], models[2].model)]
+    reward = WeightedReward({name: (1.0, term) for name, term in terms.items()})
+    device = problems.groups("rloo", reward=reward, true_score=texts).accelerator.device
+    assert went == [(model, device) for model in (models[0], models[1], models[2].model, models[1])]
+    went.clear()
+    problems.ppo(true_score=texts)
+    assert went == [(models[1], device)]
 
 
 def test_models_that_read_texts_are_loaded_in_the_type_that_is_asked_for(tmp_path: Path) -> None:

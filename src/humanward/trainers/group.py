@@ -27,7 +27,7 @@ from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, ratio_metrics, rollout_metrics, update_metrics
 from humanward.trainers.responses import plain_task
-from humanward.trainers.rewards import Reward, Score
+from humanward.trainers.rewards import Reward, Score, moved
 from humanward.trainers.rollout import Rollout, RolloutSampler
 from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Scores
@@ -190,7 +190,8 @@ class GroupTrainer(Trainer):
             prompts_per_step=config.prompts_per_step, num_responses=config.responses_per_prompt, seed=seed, stream=method,
             micro_batch_tokens=config.micro_batch_tokens, check=check,
         )  # fmt: skip
-        self.reward, self.true_score = self.rollouts.prepared(reward), true_score
+        self.reward = self.rollouts.prepared(reward)
+        self.true_score = None if true_score is None else moved(true_score, self.accelerator.device)
         self.total_steps = config.episodes // config.batch_size
         disable_dropout(self.policy)
         disable_adapter_dropout(self.policy.trunk, self.policy.adapter)

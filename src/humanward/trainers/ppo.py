@@ -35,7 +35,7 @@ from humanward.trainers.ppo_config import PPOConfig
 from humanward.trainers.ppo_objective import needs_distributions, needs_reference_distributions, old_kl, policy_loss, reference_kl
 from humanward.trainers.ptx import PretrainingMix, pretraining_texts
 from humanward.trainers.responses import plain_task
-from humanward.trainers.rewards import Reward, Score
+from humanward.trainers.rewards import Reward, Score, moved
 from humanward.trainers.rollout import Rollout, RolloutSampler
 from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Scores
@@ -99,7 +99,7 @@ class PPOTrainer(Trainer):
         my_rows(self.accelerator, config.batch_size // config.minibatches)  # every process must have its share of every update
         self.policy = policy.to(self.accelerator.device)
         self.task, self.config, self.seed = task or plain_task(policy), config, seed
-        self.true_score = true_score
+        self.true_score = None if true_score is None else moved(true_score, self.accelerator.device)
         self.rollouts = RolloutSampler(
             self.policy, reference.to(self.accelerator.device), prompts, self.task, self.accelerator, prompts_per_step=config.batch_size,
             seed=seed, stream="ppo", micro_batch_tokens=config.micro_batch_tokens, check=check,
