@@ -42,6 +42,7 @@ def test_a_run_without_a_reward_model(undisturbed: Path) -> None:
     shown = run("status", undisturbed).out
     assert "done  dpo, round 2" in shown
     assert "reward" not in shown
+    assert "Implicit reward on held-out questions" in run("loop", undisturbed).out
     result = json.loads((undisturbed / "evaluation/results.json").read_text())
     assert [row["policy"] for row in result["win_rates"]] == ["dpo"]
     assert [row["round"] for row in result["reward_model"]] == [1, 2], "the accuracy of the implicit reward"

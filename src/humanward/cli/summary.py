@@ -48,7 +48,8 @@ def _policies(numbers: dict[str, Any]) -> Table:
 
 
 def _reward_models(numbers: dict[str, Any]) -> Table:
-    table = _table("Reward model on held-out questions", "round", "accuracy", "95 % interval", "chance", "questions")
+    what = "Implicit reward" if "dpo" in _names(numbers["scores"], numbers["kl"]) else "Reward model"
+    table = _table(f"{what} on held-out questions", "round", "accuracy", "95 % interval", "chance", "questions")
     for row in numbers["reward_model"]:
         table.add_row(
             _count(row["round"]), _percent(row["accuracy"]), _interval(row["low"], row["high"], _percent), _percent(row["chance"]),
