@@ -2,19 +2,22 @@
 
     python bench/studies.py RUNS_FOLDER [NAME …] [--write docs/results.md]
 
-Studies that are done are not done again; unfinished ones go on. Without names all of them.
+Studies that are done are not done again; unfinished ones go on. Without names all of them. What the page says of studies that are not in
+the folder stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from demo_quality import MARK
 
-from humanward.studies import shipped_studies
+from humanward.studies.spec import shipped_studies, study_text
 
 HEAD = """# Shapes from the literature
 
@@ -33,14 +36,27 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.names:
         subprocess.run([sys.executable, "-m", "humanward", "study", name, str(args.folder / name)], check=True, stdout=subprocess.DEVNULL)
-    files = {name: args.folder / name / "results.md" for name in shipped_studies()}
-    page = HEAD + "\n".join(file.read_text() for file in files.values() if file.exists())
-    if missing := [f"`{name}`" for name, file in files.items() if not file.exists()]:
-        page += f"\nNot run here yet: {', '.join(missing)}.\n"
+    first, _, before = (args.write.read_text() if args.write is not None and args.write.exists() else "").partition(MARK)
+    told = sections(before)
+    parts, missing = [], []
+    for name in shipped_studies():
+        title, file = yaml.safe_load(study_text(name))["title"], args.folder / name / "results.md"
+        if file.exists() or title in told:
+            parts.append(file.read_text().strip() if file.exists() else told[title])
+        else:
+            missing.append(f"`{name}`")
+    if missing:
+        parts.append(f"Not run here yet: {', '.join(missing)}.")
+    page = HEAD + "\n\n".join(parts) + "\n"
     print(page)
     if args.write is not None:
-        first = args.write.read_text().partition(MARK)[0] if args.write.exists() else ""
         args.write.write_text(f"{first.rstrip()}\n\n{MARK}\n\n{page}")
+
+
+def sections(page: str) -> dict[str, str]:
+    """Title -> section of a page's second level."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return {part.splitlines()[0].removeprefix("## "): part.strip().partition("\n\nNot run here yet:")[0] for part in parts}
 
 
 if __name__ == "__main__":

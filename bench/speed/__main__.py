@@ -1,8 +1,9 @@
 """Speed and memory beside peers, one row of docs/benchmarks.md each.
 
     python bench/speed ROW [--shapes S M] [--dtypes float32] [--steps 7]    one JSON line per shape and number type
+    python bench/speed ROW --write docs/benchmarks.md                       and in the page: this row of this machine anew
     python bench/speed all --write docs/benchmarks.md                       every row, in processes of their own
-    python bench/speed page RESULTS.jsonl --write docs/benchmarks.md        the page from lines that are there
+    python bench/speed page --write docs/benchmarks.md                      the page from docs/benchmarks.jsonl
 
 Both sides run in turn in one process, from the same weights on the same batch, the peer at the fastest of some micro-batches; before
 anything is measured both must give the same loss. Memory is that of each side alone in a process, above what stands before its model is
@@ -51,10 +52,10 @@ ROWS: dict[str, dict[str, Make]] = {
     "best_of_4": {
         "S": partial(generation.generate, count=1, prompt=512, K=4), "M": partial(generation.generate, count=1, prompt=512, K=4),
     },
-    "ppo": {"S": ppo.ppo, "M": partial(ppo.ppo, count=8)},
+    "ppo": {"S": ppo.ppo, "M": partial(ppo.ppo, count=16)},
     "ppo_ragged": {
         "S": partial(ppo.ppo, count=8, prompt=512, response=75, ragged=True),
-        "M": partial(ppo.ppo, count=2, prompt=512, response=75, ragged=True),
+        "M": partial(ppo.ppo, count=4, prompt=512, response=75, ragged=True),
     },
     "rloo": {
         "S": partial(groups.groups, method="rloo"), "M": partial(groups.groups, method="rloo", count=4),
@@ -62,7 +63,7 @@ ROWS: dict[str, dict[str, Make]] = {
     "grpo": {
         "S": partial(groups.groups, method="grpo", count=8, K=8), "M": partial(groups.groups, method="grpo", count=2, K=8),
     },
-    "ppo_one_trunk": {"S": partial(ppo.ppo, one_trunk=True), "M": partial(ppo.ppo, count=8, one_trunk=True)},
+    "ppo_one_trunk": {"S": partial(ppo.ppo, one_trunk=True), "M": partial(ppo.ppo, count=16, one_trunk=True)},
 }  # fmt: skip
 BOTH = ("ppo", "ppo_ragged")
 """Rows that the page has in both number types whatever the machine."""
@@ -92,16 +93,13 @@ def alone(name: str, shape: str, dtype: str, device: str, side: str, micro_batch
     return int(done.stdout.split()[-1])
 
 
-def every_row(shapes: list[str], steps: int, device: str) -> list[dict[str, Any]]:
+def every_row(args: argparse.Namespace) -> None:
     """All rows, each in a process of its own: two releases of TRL cannot share one."""
-    found: list[dict[str, Any]] = []
     for name in ROWS:
-        dtypes = ["float32", "bfloat16"] if name in BOTH and device == "cpu" else ["bfloat16" if device == "cuda" else "float32"]
-        command = [sys.executable, __file__.removesuffix("/__main__.py"), name, "--steps", str(steps), "--device", device]
-        done = subprocess.run([*command, "--shapes", *shapes, "--dtypes", *dtypes], stdout=subprocess.PIPE, text=True, check=True)
-        found += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        print(done.stdout, end="", flush=True)
-    return found
+        dtypes = ["float32", "bfloat16"] if name in BOTH and args.device == "cpu" else ["bfloat16" if args.device == "cuda" else "float32"]
+        command = [sys.executable, __file__.removesuffix("/__main__.py"), name, "--steps", str(args.steps), "--device", args.device]
+        command += ["--shapes", *args.shapes, "--dtypes", *dtypes, *(["--write", str(args.write)] if args.write else [])]
+        subprocess.run(command, check=True)
 
 
 def main() -> None:
@@ -110,21 +108,23 @@ def main() -> None:
         prog="bench/speed", description=(__doc__ or "").replace("ROWS", listing), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("row", choices=[*ROWS, "all", "page"])
-    parser.add_argument("results", nargs="?", type=Path, help="of `page`: a file with JSON lines")
     parser.add_argument("--shapes", nargs="+", default=["S", "M"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=list(DTYPES))
     parser.add_argument("--steps", type=int, default=7, help="measured ones of each side")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--write", type=Path, help="a page to write")
+    parser.add_argument("--write", type=Path, help="the page; what was measured lies beside it as .jsonl")
     parser.add_argument("--alone", choices=["ours", "theirs"], help="print the bytes that one side needs")
     parser.add_argument("--micro-batch", type=int, default=1)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
-    if args.row in ("all", "page"):
-        found = every_row(args.shapes, args.steps, args.device) if args.row == "all" else page.read(args.results)
-        if args.write is not None:
-            args.write.write_text(page.page(found))
+    if args.row == "page" and args.write is None:
+        parser.error("page: say which with --write docs/benchmarks.md")
+    if args.row == "all":
+        every_row(args)
+        return
+    if args.row == "page":
+        args.write.write_text(page.page(page.read(args.write.with_suffix(".jsonl"))))
         return
     if args.alone != "theirs":
         keep_freed_memory()  # for both sides where they run in turn; the peer alone has what its user would have
@@ -133,7 +133,10 @@ def main() -> None:
         return
     for shape in args.shapes:
         for dtype in args.dtypes:
-            print(json.dumps(measure(args.row, shape, dtype, args.device, args.steps)), flush=True)
+            found = measure(args.row, shape, dtype, args.device, args.steps)
+            print(json.dumps(found), flush=True)
+            if args.write is not None:
+                page.add(found, args.write)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the JSON lines of the rows."""
+"""docs/benchmarks.md from the JSON lines of the rows, which lie beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from workloads import SHAPES
 
 TITLES = {
     "dpo": "DPO, 512 + 64 tokens",
@@ -24,6 +25,8 @@ TITLES = {
     "ppo": "PPO step, 64 + 24 tokens",
     "ppo_ragged": "PPO step, ragged, up to 512 + 75 tokens",
     "ppo_one_trunk": "PPO step, policy and value on one trunk (the peer: two)",
+    "rloo": "RLOO step, 4 responses to a prompt, 64 + 24 tokens",
+    "grpo": "GRPO step, 8 responses to a prompt, 64 + 24 tokens",
 }
 TO_REACH = {
     "dpo": (2.0, 3.0), "dpo_short": (1.3, 1.6), "dpo_k4": (2.3, 3.0), "dpo_ragged": (2.0, 3.0), "reward": (1.6, 2.0),
@@ -31,7 +34,7 @@ TO_REACH = {
     ("ppo", "float32"): (1.0, 1.15), ("ppo", "bfloat16"): (1.3, 1.7),
     ("ppo_ragged", "float32"): (1.6, 2.0), ("ppo_ragged", "bfloat16"): (1.8, 2.5),
 }  # fmt: skip
-"""Floor and goal of ``times_as_fast``, set before anything was built."""
+"""Floor and goal of ``times_as_fast``, set before anything was built; none was set for the group methods."""
 
 COLUMNS = (
     "what", "model", "type", "ours, s", "peer, s", "times as fast", "floor / goal", "memory, MB: ours / peer", "ratio", "tokens/s",
@@ -39,11 +42,11 @@ COLUMNS = (
 )  # fmt: skip
 HEAD = """# Speed and memory beside peers
 
-`make bench` writes this page: each row is `python bench/speed ROW`, which runs our step and the peer's in turn in one process, from the
-same weights on the same batch, and refuses to compare where the first losses differ. The peer has the fastest of several micro-batches,
-and no dropout, checkpointing or logging. Models have random weights: S is a GPT-2 of 10 layers x 256 with 8192 tokens (10 million
-weights), M is GPT-2 small (124 million). bfloat16 is what each side means by it: ours has 16-bit weights with float32 copies, the peer
-autocast.
+`make bench` writes this page: each row is `python bench/speed ROW --write docs/benchmarks.md`, which runs our step and the peer's in turn
+in one process, from the same weights on the same batch, and refuses to compare where the first losses differ. What it measured lies in
+[benchmarks.jsonl](benchmarks.jsonl). The peer has the fastest of several micro-batches, and no dropout, checkpointing or logging. Models
+have random weights: S is a GPT-2 of 10 layers x 256 with 8192 tokens (10 million weights), M is GPT-2 small (124 million). bfloat16 is
+what each side means by it: ours has 16-bit weights with float32 copies, the peer autocast.
 
 Times are medians, the least in brackets. "Times as fast" is the peer's median divided by ours, with the floor and the goal that were set
 before. Memory is what a side needs above an empty process, alone in one: weights, optimiser and the highest moment of two steps. The
@@ -63,44 +66,50 @@ def machine(device: str) -> dict[str, str]:
     }
 
 
+def add(row: dict[str, Any], path: Path) -> None:
+    """Put a row beside the page, in the place of one of its kind from the same machine, and write the page anew."""
+    data = path.with_suffix(".jsonl")
+    found = {_kind(earlier): earlier for earlier in read(data)} | {_kind(row): row}
+    data.write_text("".join(json.dumps(found[kind]) + "\n" for kind in sorted(found)))
+    path.write_text(page(read(data)))
+
+
 def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file; the last of its kind counts."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        if line.startswith("{"):
-            row = json.loads(line)
-            found[row["row"], row["shape"], row["dtype"], row["device"]] = row
-    return list(found.values())
+    """The rows of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, int, int, str]:
+    return row["machine"], [*TITLES].index(row["row"]), [*SHAPES].index(row["shape"]), row["dtype"]
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The page as Markdown."""
     parts = [HEAD]
-    for device in sorted({row["device"] for row in rows}):
-        own = [row for row in rows if row["device"] == device]
+    for machine_name in dict.fromkeys(row["machine"] for row in rows):
+        own = [row for row in rows if row["machine"] == machine_name]
         peaks = sorted({row["matmul_peak_gflops"] for row in own})
-        parts.append(f"## {own[0]['machine']}\n")
-        dates = sorted({row["date"] for row in own})
-        parts.append(f"{', '.join(dates)}; {own[0]['versions']}; matrix products at {peaks[0]} to {peaks[-1]} GFLOP/s.\n")
+        parts.append(f"## {machine_name}\n")
+        told = ["; ".join(sorted({row[name] for row in own})) for name in ("date", "versions")]
+        parts.append(f"{'; '.join(told)}; matrix products at {peaks[0]:.0f} to {peaks[-1]:.0f} GFLOP/s.\n")
         parts += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-        for name in TITLES:
-            parts += [line(row) for row in own if row["row"] == name]
+        parts += [line(row) for row in own]
         parts.append("\n### What a step is\n")
-        parts += [
+        parts += dict.fromkeys(
             f"- **{TITLES[row['row']]}, {row['shape']}**: {row['work']}; {row['peer']}{micro(row)}, {row['steps']} steps of each."
             for row in own
-        ]
+        )
         parts.append("")
     return "\n".join(parts)
 
 
 def line(row: dict[str, Any]) -> str:
-    floor, goal = TO_REACH.get((row["row"], row["dtype"])) or TO_REACH[row["row"]]
+    floor, goal = TO_REACH.get((row["row"], row["dtype"])) or TO_REACH.get(row["row"]) or (0.0, 0.0)
     ours, theirs = (f"{row['seconds_median'][side]:.2f} ({row['seconds_min'][side]:.2f})" for side in ("ours", "theirs"))
     memory = row["memory_mb"]
-    missed = ", missed" if row["times_as_fast"] < floor else ""
+    aims = f"{floor} / {goal}{', missed' if row['times_as_fast'] < floor else ''}" if goal else ""
     cells = (
-        TITLES[row["row"]], row["shape"], row["dtype"], ours, theirs, f"**{row['times_as_fast']:.2f}**", f"{floor} / {goal}{missed}",
+        TITLES[row["row"]], row["shape"], row["dtype"], ours, theirs, f"**{row['times_as_fast']:.2f}**", aims,
         f"{memory['ours']} / {memory['theirs']}", f"{row['memory_ratio']:.2f}", f"{row['tokens_per_second']}",
         f"{100 * row['share_of_matmul_peak']:.0f} %",
     )  # fmt: skip
