@@ -10,7 +10,8 @@ queries: questions that an ensemble disagrees about, against random ones (Christ
 trl: our RewardTrainer against TRL's at equal steps, on pairs of summeval and of hh-harmless: accuracy on the same held-out pairs.
 
 One JSON line per cell on stdout, kept in OUT_FOLDER/cells.jsonl: a cell that is there is not done again. Then the page: means over seeds,
-their differences with 95 % intervals by Student's t over the seeds, and, where both arms answer the same questions, over those too.
+their differences with 95 % intervals by Student's t over the seeds, and, where both arms answer the same questions, over those too. Parts
+that were not run stay in the page as they are.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import sections
 from preference_learning import DATA
 from scipy import stats
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -355,15 +357,21 @@ TITLES = {
 }
 
 
-def page(cells: Sequence[dict[str, Any]], seeds: Sequence[int]) -> str:
+def page(cells: Sequence[dict[str, Any]], seeds: Sequence[int], before: str = "") -> str:
+    """Of a part without cells it says what the page said before."""
     about, _, parts, how = (__doc__ or "").split("\n\n")
     told = dict(line.split(": ", 1) for line in re.split(r"\n(?=\w)", parts))
     text = f"# What reward models learn\n\n<!-- Made by bench/reward_learning.py: do not edit. -->\n\n{about}\n\n{how}"
-    for part, (arms, rows, note) in tables(cells, seeds).items():
-        sentence = re.sub(r"\s+", " ", told[part])
-        text += f"\n## {TITLES[part]}\n\n{sentence[0].upper()}{sentence[1:]}\n\n"
-        text += f"| | {arms} | difference [over seeds] | [over pairs] |\n|---|---|---|---|---|\n"
-        text += "\n".join(row.markdown() for row in rows) + f"\n\n{note}\n"
+    found, told_before = tables(cells, seeds), sections(before)
+    for part, title in TITLES.items():
+        if part in found:
+            arms, rows, note = found[part]
+            sentence = re.sub(r"\s+", " ", told[part])
+            text += f"\n## {title}\n\n{sentence[0].upper()}{sentence[1:]}\n\n"
+            text += f"| | {arms} | difference [over seeds] | [over pairs] |\n|---|---|---|---|---|\n"
+            text += "\n".join(row.markdown() for row in rows) + f"\n\n{note}\n"
+        elif title in told_before:
+            text += f"\n{told_before[title]}\n"
     return text
 
 
@@ -400,9 +408,10 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(cells[-1]) + "\n")
             print(json.dumps({name: value for name, value in cells[-1].items() if name != "right"}), flush=True)
-    print(page(cells, given.seeds))
+    before = given.write.read_text() if given.write is not None and given.write.exists() else ""
+    print(page(cells, given.seeds, before))
     if given.write is not None:
-        given.write.write_text(page(cells, given.seeds))
+        given.write.write_text(page(cells, given.seeds, before))
 
 
 if __name__ == "__main__":

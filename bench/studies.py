@@ -9,13 +9,13 @@ the folder stays.
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 from demo_quality import MARK
+from pages import sections
 
 from humanward.studies.spec import shipped_studies, study_text
 
@@ -37,7 +37,7 @@ def main() -> None:
     for name in args.names:
         subprocess.run([sys.executable, "-m", "humanward", "study", name, str(args.folder / name)], check=True, stdout=subprocess.DEVNULL)
     first, _, before = (args.write.read_text() if args.write is not None and args.write.exists() else "").partition(MARK)
-    told = sections(before)
+    told = sections(before.partition("\n\nNot run here yet:")[0])
     parts, missing = [], []
     for name in shipped_studies():
         title, file = yaml.safe_load(study_text(name))["title"], args.folder / name / "results.md"
@@ -51,12 +51,6 @@ def main() -> None:
     print(page)
     if args.write is not None:
         args.write.write_text(f"{first.rstrip()}\n\n{MARK}\n\n{page}")
-
-
-def sections(page: str) -> dict[str, str]:
-    """Title -> section of a page's second level."""
-    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
-    return {part.splitlines()[0].removeprefix("## "): part.strip().partition("\n\nNot run here yet:")[0] for part in parts}
 
 
 if __name__ == "__main__":
