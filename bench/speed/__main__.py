@@ -48,6 +48,7 @@ ROWS: dict[str, dict[str, Make]] = {
     "dpo_ragged": {"S": partial(pairs.dpo, count=32, real=True), "M": partial(pairs.dpo, count=8, real=True)},
     "reward": {"S": pairs.reward, "M": partial(pairs.reward, count=2)},
     "reward_k4": {"S": partial(pairs.reward, count=2, K=4), "M": partial(pairs.reward, count=1, K=4)},
+    "reward_ragged": {"S": partial(pairs.reward, count=32, real=True), "M": partial(pairs.reward, count=8, real=True)},
     "generate": {"S": generation.generate, "M": generation.generate},
     "best_of_4": {
         "S": partial(generation.generate, count=1, prompt=512, K=4), "M": partial(generation.generate, count=1, prompt=512, K=4),
@@ -124,7 +125,7 @@ def main() -> None:
         every_row(args)
         return
     if args.row == "page":
-        args.write.write_text(page.page(page.read(args.write.with_suffix(".jsonl"))))
+        page.write(args.write)
         return
     if args.alone != "theirs":
         keep_freed_memory()  # for both sides where they run in turn; the peer alone has what its user would have

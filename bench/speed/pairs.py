@@ -57,10 +57,12 @@ def dpo(
     )  # fmt: skip
 
 
-def reward(shape: str, dtype: torch.dtype, device: str, *, count: int = 8, prompt: int = 512, response: int = 64, K: int = 2) -> Row:
+def reward(
+    shape: str, dtype: torch.dtype, device: str, *, count: int = 8, prompt: int = 512, response: int = 64, K: int = 2, real: bool = False
+) -> Row:
     """A step of a reward model, both trainers from the same weights on the same batch."""
     vocabulary = scorer(shape, seed=0, device="cpu").config.vocab_size
-    questions = random_questions(count, prompt, response, K, vocabulary)
+    questions = real_questions(count) if real else random_questions(count, prompt, response, K, vocabulary)
 
     def ours() -> Step:
         start, body = scorer(shape, seed=0, device=device), language_model(shape, seed=0, device=device)
@@ -103,7 +105,7 @@ def all_pairs(questions: Sequence[Comparison]) -> list[tuple[Comparison, Any, An
 
 def sizes(pairs: int) -> list[int]:
     """Micro-batches that divide the batch."""
-    return [n for n in (1, 2, 4, 8) if pairs % n == 0 and n <= pairs]
+    return [n for n in (1, 2, 4, 8, 16) if pairs % n == 0 and n <= pairs]
 
 
 def arguments(micro_batch: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
