@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from humanward.errors import UserError
 from humanward.feedback import Snapshot
-from humanward.records import Comparison, Prompt, Response
+from humanward.records import Comparison, Prompt, Question, Response
 from humanward.rounds import Loop, LoopConfig
 from humanward.rounds.stages import chosen_responses
 
@@ -71,3 +72,23 @@ def test_a_direct_method_has_no_use_for_ratings(loop: Loop) -> None:
     values = {"method": "dpo", "model": "m", "labels": {"kind": "rating", "responses_per_question": 1}}
     with pytest.raises(ValueError, match=r"method dpo learns nothing from labels.kind rating; choose best_of_k, pair, .* or method ppo"):
         LoopConfig.model_validate(values)
+
+
+def test_the_first_questions_may_be_answered_at_a_temperature_of_their_own(loop: Loop, tmp_path: Path) -> None:
+    values = loop.config.model_dump(exclude_unset=True)
+    values |= {"labeler": "score:positive", "baseline_sft": None}
+    values["labels"] |= {"initial": 48, "total": 96, "rounds": 2, "initial_temperature": 3.0}
+    values["ppo"] |= {"episodes": 32}
+    Loop(tmp_path / "run", LoopConfig.model_validate(values)).run()
+
+    snapshot = Snapshot.load(tmp_path / "run/rounds/2/labels/snapshot.jsonl")
+    used = {q.round: {r.sampling["temperature"] for r in q.responses} for q in snapshot.questions if q.round > 0}
+    assert used == {1: {3.0}, 2: {loop.config.task.temperature}}
+    before = Snapshot.load(loop.context.path / "rounds/1/labels/snapshot.jsonl")
+    assert different(q for q in snapshot.questions if q.round == 1) > different(before.questions)
+
+
+def different(questions: Iterable[Question]) -> float:
+    """Share of the responses that no other one equals."""
+    found = [response.tokens for question in questions for response in question.responses]
+    return len(set(found)) / len(found)

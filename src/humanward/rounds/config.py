@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from humanward.config import Config
 from humanward.data import TaskConfig
@@ -55,6 +55,9 @@ class LabelsConfig(Config):
     instructions: str | None = None
     """What people are asked to do: a text, or a .txt or .md file of it. Every label keeps the version that was shown; a file may be changed
     while a run waits, and people then see the new version first. null: one sentence that belongs to ``kind``."""
+    initial_temperature: PositiveFloat | None = None
+    """Sampling temperature of the responses to the questions of the first round; null: the task's. A higher one gives responses that differ
+    more, and that are further from what a policy writes."""
     choice: Literal["random", "disagreement", "bald"] = "random"
     """Which questions a round asks, from the second on; validation questions are always random. ``disagreement``: rather those about which
     the last round's reward models differ (Christiano et al. 2017); ``bald``: rather those whose answer is expected to tell most about which

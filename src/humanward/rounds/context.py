@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -276,11 +277,13 @@ class Context:
         *indices: int,
         num_responses: int = 1,
         whole: bool = False,
+        temperature: float | None = None,
     ) -> tuple[Tensor, Tensor, Samples]:
         """(prompt ids, prompt mask, samples); one seed per response, derived from the stream, the prompt's place and the response's.
 
-        Responses end where the task truncates them, unless ``whole``.
+        Responses end where the task truncates them, unless ``whole``. ``temperature``: None for the task's.
         """
+        settings = sampling_settings(self.task, whole=whole)
         ids, mask = (x.to(self.accelerator.device) for x in left_pad([p.tokens for p in prompts], policy.pad_id))
         seeds = [self.seed(stream, *indices, row, k) for row in range(len(prompts)) for k in range(num_responses)]
 
@@ -288,7 +291,7 @@ class Context:
             policy,
             ids,
             mask,
-            sampling_settings(self.task, whole=whole),
+            replace(settings, temperature=temperature or settings.temperature),
             seeds=seeds,
             num_responses=num_responses,
             check=self.stop.check,
@@ -299,10 +302,12 @@ class Context:
         ids, mask, samples = self.sample(policy, prompts, stream, *indices, whole=not self.config.task.train_on_truncated)
         return Episodes(ids, mask, samples.responses[:, 0], samples.response_mask[:, 0])
 
-    def responses(self, tokens: Tensor, mask: Tensor, policy: Policy, source: str, name: str) -> list[Response]:
+    def responses(
+        self, tokens: Tensor, mask: Tensor, policy: Policy, source: str, name: str, temperature: float | None = None
+    ) -> list[Response]:
         """Sampled rows as records."""
         task, tokenizer = self.config.task, fingerprint(policy.tokenizer)
-        sampling: dict[str, Any] = {"temperature": task.temperature, "top_k": task.top_k, "top_p": task.top_p}
+        sampling: dict[str, Any] = {"temperature": temperature or task.temperature, "top_k": task.top_k, "top_p": task.top_p}
         rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
         return [Response(self.task.decode(row), tuple(row), source, name, tokenizer, sampling) for row in rows]
 

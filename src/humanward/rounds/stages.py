@@ -165,6 +165,7 @@ def question_responses(
 ) -> list[tuple[Response, ...]]:
     """K truncated responses per prompt."""
     K = context.config.labels.responses_per_question
+    temperature = context.config.labels.initial_temperature if round == 1 else None
     # Of questions with one response, every other one is the reference's.
     from_reference = [(K // 2 or (start + i) % 2) if split == "validation" else 0 for i, split in enumerate(splits)]
     rows: list[list[Response]] = [[] for _ in prompts]
@@ -173,10 +174,11 @@ def question_responses(
         name = weights_hash(model) if any(counts) else ""
         for k in sorted(set(counts) - {0}):
             where = [i for i, n in enumerate(counts) if n == k]
-            _, _, samples = context.sample(model, [prompts[i] for i in where], f"questions {source} {k}", round, start, num_responses=k)
+            asked = [prompts[i] for i in where]
+            _, _, samples = context.sample(model, asked, f"questions {source} {k}", round, start, num_responses=k, temperature=temperature)
             flat, flat_mask = samples.responses.flatten(0, 1), samples.response_mask.flatten(0, 1)
             mask, _ = truncated(context.task, flat, flat_mask)
-            records = context.responses(flat, mask, model, source if round > 1 or source == "reference" else "policy", name)
+            records = context.responses(flat, mask, model, source if round > 1 or source == "reference" else "policy", name, temperature)
             for number, i in enumerate(where):
                 rows[i] += records[number * k : (number + 1) * k]
     return [tuple(row) for row in rows]
