@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
     ours = row.ours()
     candidates = {size: row.theirs(size) for size in row.micro_batches}
     first = {size: step() for size, step in candidates.items()}
-    tried = {size: min(_seconds(step, device) for _ in range(1)) for size, step in candidates.items()} if len(candidates) > 1 else {}
+    tried = {size: min(_seconds(step, device) for _ in range(2)) for size, step in candidates.items()} if len(candidates) > 1 else {}
     size = min(tried, key=lambda s: tried[s]) if tried else row.micro_batches[0]
     theirs = candidates[size]
     candidates.clear()
@@ -73,7 +74,31 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
         "tokens_per_second": round(row.tokens / median["ours"]),
         "matmul_peak_gflops": round(peak / 1e9),
         "share_of_matmul_peak": round(row.flop / median["ours"] / peak, 3),
+        "profile": profile(ours, device),
     }
+
+
+KINDS = {
+    "matrix products": r"mm$|matmul|linear",
+    "attention": r"scaled_dot_product|flash|flex",
+    "optimiser": r"_foreach|_fused_adam",
+    "softmax, normalisation and activations": r"softmax|logsumexp|exp|layer_norm|rms_norm|gelu|silu|tanh|sigmoid|pow|rsqrt",
+    "copies and lookups": r"copy|cat|index|gather|scatter|clone|contiguous|embedding|fill|zero|_to|pad|select|slice|where",
+}
+"""Kinds of work by the names of torch's operators, the first that fits."""
+
+
+def profile(step: Step, device: str) -> dict[str, float]:
+    """Share of one step that each kind of work takes, by torch's profiler; ``outside torch``: what no operator accounts for."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        whole = _seconds(step, device) * 1e6
+    spent = dict.fromkeys([*KINDS, "other operators"], 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if re.search(names, event.key.removeprefix("aten::"))), "other operators")
+        spent[kind] += event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+    spent["outside torch"] = max(whole - sum(spent.values()), 0.0)
+    return {kind: round(time / whole, 3) for kind, time in spent.items()}
 
 
 def memory(row: Row, side: str, micro_batch: int, device: str) -> int:

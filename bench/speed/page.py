@@ -66,6 +66,13 @@ of a large matrix product measured beside it; what a step does besides products 
 that optimises is 65 % in float32 and 40 % in bfloat16.
 """
 
+PROFILE = """
+### Where the time goes
+
+One step of ours under torch's profiler, in percent. Only matrix products and attention count for the share of the peak, and no small
+product runs at the rate of a large one.
+"""
+
 
 def machine(device: str) -> dict[str, str]:
     """What ran, and when."""
@@ -113,6 +120,7 @@ def page(rows: Sequence[dict[str, Any]], before: str = "") -> str:
         parts.append(f"{'; '.join(told)}; matrix products at {peaks[0]:.0f} to {peaks[-1]:.0f} GFLOP/s.\n")
         parts += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
         parts += [line(row) for row in own]
+        parts += where_the_time_goes(own)
         parts.append("\n### What a step is\n")
         parts += dict.fromkeys(
             f"- **{TITLES[row['row']]}, {row['shape']}**: {row['work']}; {row['peer']}{micro(row)}, {row['steps']} steps of each."
@@ -134,6 +142,16 @@ def line(row: dict[str, Any]) -> str:
         f"{row['tokens_per_second']}", f"{100 * share:.0f} %{missed(share < least)}",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def where_the_time_goes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One step of ours by kind of work."""
+    kinds = list(rows[0]["profile"])
+    lines = []
+    for row in rows:
+        shares = " | ".join(f"{100 * row['profile'][kind]:.0f}" for kind in kinds)
+        lines.append(f"| {TITLES[row['row']]} | {row['shape']} | {row['dtype']} | {shares} |")
+    return [PROFILE, f"| what | model | type | {' | '.join(kinds)} |", "|" + "---|" * (3 + len(kinds)), *lines]
 
 
 def missed(is_missed: bool) -> str:
