@@ -396,10 +396,24 @@ def test_adams_epsilon_is_1e_5_and_can_stand_outside_the_bias_correction() -> No
     assert moved[1] == pytest.approx(1e-4 * math.sqrt(0.001), rel=1e-3)
 
 
-def test_the_learning_rate_of_the_policy_falls_to_zero() -> None:
-    """Released code, train_policy.py; N details, general 5: lr * (1 - updates done / updates in all)."""
-    trainer = ppo_trainer(ppo_epochs=2, lr=1.0e-3)
-    assert [step["lr"] for step in trainer.run()] == pytest.approx([1e-3 * (1 - n / 8) for n in (1, 3, 5, 7)])
+def test_the_learning_rate_of_the_policy_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Released code, train_policy.py policy_frac; N details, general 5: lr * (1 - steps done / steps) in all updates of a step."""
+    trainer = ppo_trainer(ppo_epochs=2, minibatches=2, lr=1.0e-3)
+    update, rates = trainer.updater.update, list[float]()
+
+    def watched(*args: Any, **settings: Any) -> dict[str, float]:
+        found = update(*args, **settings)
+        rates.append(found["lr"])
+        return found
+
+    monkeypatch.setattr(trainer.updater, "update", watched)
+    trainer.run()
+    assert rates == pytest.approx([1e-3 * (1 - step / 4) for step in range(4) for _ in range(4)])
+
+
+def test_the_last_batch_is_a_whole_one() -> None:
+    """Released code, train_policy.py nupdates: total_episodes / batch_size, rounded up. 65 episodes in batches of 16 are 5 steps."""
+    assert ppo_trainer(episodes=65).total_steps == PPOConfig(episodes=65, batch_size=16).steps == 5
 
 
 def test_the_learning_rate_of_the_reward_model_falls_to_zero() -> None:

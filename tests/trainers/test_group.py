@@ -86,6 +86,21 @@ def test_preferences_of_online_dpo(problems: ModuleType) -> None:
     assert soft[1].tolist() == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)])
 
 
+def test_the_learning_rate_falls_by_the_step(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, 4 steps of 2 passes in 2 minibatches."""
+    trainer, rates = problems.groups("grpo", lr=1e-3, lr_schedule="linear"), list[float]()
+    update = trainer.updater.update
+
+    def watched(*args: Any, **settings: Any) -> dict[str, float]:
+        found = update(*args, **settings)
+        rates.append(found["lr"])
+        return found
+
+    monkeypatch.setattr(trainer.updater, "update", watched)
+    trainer.run()
+    assert rates == pytest.approx([1e-3 * (1 - step / 4) for step in range(4) for _ in range(4)])
+
+
 # ---- losses
 
 

@@ -126,8 +126,8 @@ def test_alarms_are_written_and_cut_with_the_run(problems: ModuleType, tmp_path:
         checkpoints=Checkpoints(tmp_path / "checkpoints"), log=MetricsLog(tmp_path / "metrics.jsonl"),
         alarms=MetricsLog(tmp_path / "alarms.jsonl"), tell=told.append,
     )  # fmt: skip
-    train(problems.ppo(kl_target=0.001), around, stage="ppo", until=2)
-    train(problems.ppo(kl_target=0.001), around, stage="ppo")
+    train(problems.ppo(kl_target=0.001, lr=1e-3), around, stage="ppo", until=2)
+    train(problems.ppo(kl_target=0.001, lr=1e-3), around, stage="ppo")
     assert [row["kind"] for row in MetricsLog(tmp_path / "alarms.jsonl").read()] == ["kl"]
     assert len(told) == 1
     assert told[0].startswith("ppo, step 1: the KL is ")

@@ -181,6 +181,29 @@ def test_learning_rates() -> None:
         assert rates == pytest.approx([0.1 * share for share in shares], rel=1e-12)
 
 
+def test_a_steps_updates_have_one_learning_rate() -> None:
+    """By hand, 3 steps of 2 updates: a linear rate falls by a third per step, one that was left out too."""
+    _, updater = line_and_optimizer(total_updates=6, updates_per_step=2)
+    refused = [False, False, False, True, False, False]
+    rates = [
+        updater.update([x], square_loss, what="test", accept=lambda no=no: not no)["lr"] for x, no in zip(batches(6), refused, strict=True)
+    ]
+    assert rates == pytest.approx([0.1 * share for share in (1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3)], rel=1e-12)
+
+
+def test_a_continued_schedule_has_the_rates_of_the_whole() -> None:
+    for schedule in ("linear", "cosine", "constant"):
+        settings = {"lr_schedule": schedule, "total_updates": 8, "updates_per_step": 2, "warmup_updates": 0 if schedule == "linear" else 4}
+        _, whole = line_and_optimizer(**settings)
+        rates = [whole.update([x], square_loss, what="test")["lr"] for x in batches(8)]
+        _, first = line_and_optimizer(**settings)
+        for x in batches(4):
+            first.update([x], square_loss, what="test")
+        _, second = line_and_optimizer(**settings)
+        second.load_state_dict(first.state_dict(), first.state())
+        assert [second.update([x], square_loss, what="test")["lr"] for x in batches(4)] == rates[4:]
+
+
 def test_the_norm_is_measured_before_clipping_and_clipped_to_the_limit() -> None:
     """Plain: (0.3, 0.4) has norm 0.5. Adam hides the length of a gradient, so its first moment is looked at: 0.1 * gradient."""
     for limit, kept in ((None, 1.0), (10.0, 1.0), (0.05, 0.1)):

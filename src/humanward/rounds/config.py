@@ -232,7 +232,7 @@ class LoopConfig(Config):
     @property
     def steps(self) -> int | None:
         """Of the one training that goes through all rounds; None where every round is a training of its own, as long as its labels."""
-        return self.tuning.episodes // self.tuning.batch_size if "episodes" in type(self.tuning).model_fields else None
+        return self.tuning.steps if "episodes" in type(self.tuning).model_fields else None
 
     @classmethod
     def left_aside(cls, values: Mapping[str, Any]) -> frozenset[str]:

@@ -38,7 +38,7 @@ class GroupSettings(Config):
     """What every method on groups has; each adds its own."""
 
     episodes: PositiveInt = 1_000_000
-    """Sampled responses over the whole training."""
+    """Sampled responses over the whole training; the last batch is a whole one."""
     batch_size: PositiveInt = 512
     """Episodes per step, over all processes: so many prompts times ``responses_per_prompt``."""
     responses_per_prompt: PositiveInt = 4
@@ -53,11 +53,15 @@ class GroupSettings(Config):
     lr: PositiveFloat = 1e-6
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "constant"
-    """``linear``: to 0 over the training."""
+    """``linear``: to 0 over the training. A step's updates have one rate."""
     adam_eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient's norm; null: do not."""
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.episodes / self.batch_size)
 
     @property
     def prompts_per_step(self) -> int:
@@ -192,12 +196,13 @@ class GroupTrainer(Trainer):
         )  # fmt: skip
         self.reward = self.rollouts.prepared(reward)
         self.true_score = None if true_score is None else moved(true_score, self.accelerator.device)
-        self.total_steps = config.episodes // config.batch_size
+        self.total_steps = config.steps
         disable_dropout(self.policy)
         disable_adapter_dropout(self.policy.trunk, self.policy.adapter)
+        updates_per_step = config.epochs * config.minibatches
         self.updater = Updater(
-            self.policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * config.epochs * config.minibatches,
-            lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, max_grad_norm=config.max_grad_norm,
+            self.policy, self.accelerator, lr=config.lr, total_updates=self.total_steps * updates_per_step,
+            updates_per_step=updates_per_step, lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, max_grad_norm=config.max_grad_norm,
         )  # fmt: skip
 
     def step(self, index: int) -> dict[str, float]:

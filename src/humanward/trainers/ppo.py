@@ -107,7 +107,7 @@ class PPOTrainer(Trainer):
         self.reward = self.rollouts.prepared(reward)
         if value_network is not None:
             value_network.check_tokens(policy.tokenizer)
-        self.total_steps = config.episodes // config.batch_size
+        self.total_steps = config.steps
         self.kl_coef, self.old_kl_coef = config.kl_coef, config.old_kl_coef
         ema = config.reference_ema
         self.moving_reference = None if ema is None else MovingReference(self.reference, self.policy, ema)
@@ -122,7 +122,8 @@ class PPOTrainer(Trainer):
         value_scale = 1.0 if config.value_lr is None else config.value_lr / config.lr
         self.updater = Updater(
             self.actor_critic, self.accelerator, lr=config.lr, total_updates=self.total_steps * self.updates_per_step,
-            lr_schedule=config.lr_schedule, adam_eps=config.adam_eps, adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
+            updates_per_step=self.updates_per_step, lr_schedule=config.lr_schedule, adam_eps=config.adam_eps,
+            adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
             warmup_updates=config.warmup_steps * self.updates_per_step,
             lr_scale=lambda name: value_scale if name.startswith(("value_network.", "policy.value_head.")) else 1.0,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -28,7 +29,7 @@ class PPOConfig(Config):
     """PPO against a learned reward (Ziegler et al. 2019, section 2.2)."""
 
     episodes: PositiveInt = 1_000_000
-    """Sampled responses over the whole training."""
+    """Sampled responses over the whole training; the last batch is a whole one, as in the 2019 code."""
     batch_size: PositiveInt = 512
     """Episodes per step, over all processes."""
     minibatches: PositiveInt = 1
@@ -41,7 +42,7 @@ class PPOConfig(Config):
     lr: PositiveFloat = 1e-5
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """``linear``: to 0 over the training, as the 2019 code."""
+    """``linear``: to 0 over the training, as the 2019 code. A step's updates have one rate."""
     value_lr: PositiveFloat | None = None
     """Learning rate of the value head or network at the start; null: ``lr``."""
     warmup_steps: NonNegativeInt = 0
@@ -116,6 +117,10 @@ class PPOConfig(Config):
     """A pretraining mix (Ouyang et al. 2022); null: none."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout of the policy. Off, or the ratio would not start at 1 (2019)."""
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.episodes / self.batch_size)
 
     @model_validator(mode="after")
     def _batches_divide(self) -> PPOConfig:

@@ -32,6 +32,7 @@ class Updater:
     Args:
         module: what is trained; parameters without gradient are left alone.
         total_updates: the schedule ends at this many updates.
+        updates_per_step: the learning rate stays for so many updates, those on the episodes of one step.
         adam_eps_hat: put epsilon outside the bias correction, as TensorFlow's Adam does ("epsilon hat" of Kingma and Ba 2015, section 2);
             PyTorch has it inside, which makes the first updates much larger (Huang et al. 2024, "N implementation details").
         warmup_updates: a cosine or constant rate rises over so many.
@@ -40,12 +41,14 @@ class Updater:
     """
 
     def __init__(
-        self, module: nn.Module, accelerator: Accelerator, *, lr: float, total_updates: int, lr_schedule: Schedule, adam_eps: float,
-        adam_eps_hat: bool = False, adam_betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0, warmup_updates: int = 0,
-        max_grad_norm: float | None = None, lr_scale: Callable[[str], float] = lambda name: 1.0,
+        self, module: nn.Module, accelerator: Accelerator, *, lr: float, total_updates: int, updates_per_step: int = 1,
+        lr_schedule: Schedule, adam_eps: float, adam_eps_hat: bool = False, adam_betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0, warmup_updates: int = 0, max_grad_norm: float | None = None,
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:  # fmt: skip
         self.accelerator = accelerator
-        self.lr, self.total_updates, self.lr_schedule, self.warmup_updates = lr, total_updates, lr_schedule, warmup_updates
+        self.lr, self.lr_schedule, self.updates_per_step = lr, lr_schedule, updates_per_step
+        self.total_updates, self.warmup_updates = total_updates, warmup_updates
         self.adam_eps, self.adam_eps_hat, self.max_grad_norm = adam_eps, adam_eps_hat, max_grad_norm
         self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.kept = self.trained.keys() | dict(module.named_buffers()).keys()
@@ -67,12 +70,13 @@ class Updater:
         self.bad_in_a_row = 0
 
     def current_lr(self) -> float:
-        """The learning rate of the next update: lr * (1 - updates / total) when linear, as lm-human-preferences anneals."""
+        """The learning rate of the next update: lr * (1 - steps done / steps) when linear, as lm-human-preferences anneals."""
+        step, steps, warmup = (n // self.updates_per_step for n in (self.updates, self.total_updates, self.warmup_updates))
         if self.lr_schedule == "linear":
-            return self.lr * linear_to_zero(self.updates, self.total_updates, self.warmup_updates)
+            return self.lr * linear_to_zero(step, steps, warmup)
         if self.lr_schedule == "cosine":
-            return self.lr * cosine(self.updates, self.total_updates, self.warmup_updates)
-        return self.lr * warmup_share(self.updates, self.warmup_updates)
+            return self.lr * cosine(step, steps, warmup)
+        return self.lr * warmup_share(step, warmup)
 
     def update(
         self, micro_batches: Sequence[T], loss: Callable[[nn.Module, T], Tensor], *, what: str,
@@ -110,6 +114,7 @@ class Updater:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.named.values(), self.max_grad_norm, norm)
+        lr = self.current_lr()
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             self.bad_in_a_row += 1
             if self.bad_in_a_row >= BAD_UPDATES:
@@ -119,9 +124,8 @@ class Updater:
                     batch(),
                 )
             self.updates += 1
-            return {"loss": float(total), "grad_norm": float(norm), "lr": self.current_lr(), "skipped": 1.0}
+            return {"loss": float(total), "grad_norm": float(norm), "lr": lr, "skipped": 1.0}
         self.bad_in_a_row = 0
-        lr = self.current_lr()
         metrics = {"loss": float(total), "grad_norm": float(norm), "lr": lr, "skipped": 0.0}
         if not accept():
             self.updates += 1
