@@ -217,6 +217,24 @@ def test_a_value_network_learns_on_the_shared_trunk(problems: ModuleType) -> Non
     assert torch.equal(reward_scores(model, problems), scores)
 
 
+def test_a_value_networks_adapter_has_the_learning_rate_of_the_values(problems: ModuleType) -> None:
+    """By hand: Adam's first update is the gradient's sign, so that a weight moves by its rate; B alone has a gradient yet."""
+    policy = adapted(problems)
+    model = reward_on(policy)
+    network = ValueNetwork.from_reward_model(model)
+    train_only(policy.model, "policy", "value")
+    config = PPOConfig(lr=1e-3, value_lr=1e-4, adam_eps=1e-12, episodes=16, batch_size=16, ppo_epochs=1, kl_target=None)
+    task = tiny_task(policy, response_length=3)
+    trainer = PPOTrainer(policy, policy.reference(), model, problems.PROMPTS, config, task=task, seed=5, value_network=network)
+    before = {name: p.detach().clone() for name, p in trainer.updater.trained.items()}
+    trainer.step(0)
+    moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in trainer.updater.trained.items()}
+    for part, rate in ((".lora_B.policy.", 1e-3), (".lora_B.value.", 1e-4), ("value_network.head.", 1e-4)):
+        found = [distance for name, distance in moved.items() if part in name]
+        assert found
+        assert max(found) == pytest.approx(rate, rel=1e-2)
+
+
 def test_the_reward_models_adapter_is_not_trained_beside_the_value_networks(problems: ModuleType, tmp_path: Path) -> None:
     """Neither by PPO, whose checkpoints hold only what it trains, nor is a policy's adapter on the same trunk frozen."""
 

@@ -178,7 +178,7 @@ def linear_maps(trunk: nn.Module) -> list[str]:
     return found
 
 
-def adapter_tensors(model: PreTrainedModel, name: str) -> dict[str, nn.Parameter]:
+def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """What is trained of an adapter, under the names that peft gives it in a file."""
     found: dict[str, nn.Parameter] = {}
     for key, parameter in model.named_parameters():

@@ -26,7 +26,7 @@ from humanward.maths.masks import add_at_last_token, masked_mean
 from humanward.maths.value_losses import clipped_value_loss
 from humanward.maths.whitening import whiten
 from humanward.models import Policy, ValueNetwork
-from humanward.models.adapters import disable_adapter_dropout
+from humanward.models.adapters import adapter_tensors, disable_adapter_dropout
 from humanward.models.policy import ResponseOutputs, disable_dropout, evaluating
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, explained_variance, ratio_metrics, rollout_metrics, update_metrics
@@ -71,6 +71,14 @@ class ActorCritic(nn.Module):
         if self.value_network is None or not with_values:
             return outputs
         return replace(outputs, values=self.value_network(prompts, prompt_mask, responses, response_mask))
+
+    def value_weights(self) -> list[nn.Parameter]:
+        """What values alone are made with: a head, or a value network without the trunk that it shares."""
+        network = self.value_network
+        if network is None:
+            return [] if self.policy.value_head is None else [*self.policy.value_head.parameters()]
+        own = network.trunk.parameters() if network.adapter is None else adapter_tensors(network.trunk, network.adapter).values()
+        return [*own, *network.head.parameters()]
 
 
 class PPOTrainer(Trainer):
@@ -119,13 +127,14 @@ class PPOTrainer(Trainer):
         if value_network is not None:
             disable_adapter_dropout(value_network.trunk, value_network.adapter)
         self.updates_per_step = config.ppo_epochs * config.minibatches
+        value_weights = {*self.actor_critic.value_weights()}
         value_scale = 1.0 if config.value_lr is None else config.value_lr / config.lr
         self.updater = Updater(
             self.actor_critic, self.accelerator, lr=config.lr, total_updates=self.total_steps * self.updates_per_step,
             updates_per_step=self.updates_per_step, lr_schedule=config.lr_schedule, adam_eps=config.adam_eps,
             adam_eps_hat=config.adam_eps_hat, max_grad_norm=config.max_grad_norm,
             warmup_updates=config.warmup_steps * self.updates_per_step,
-            lr_scale=lambda name: value_scale if name.startswith(("value_network.", "policy.value_head.")) else 1.0,
+            lr_scale=lambda weight: value_scale if weight in value_weights else 1.0,
         )  # fmt: skip
 
     def step(self, index: int) -> dict[str, float]:

@@ -37,14 +37,14 @@ class Updater:
             PyTorch has it inside, which makes the first updates much larger (Huang et al. 2024, "N implementation details").
         warmup_updates: a cosine or constant rate rises over so many.
         max_grad_norm: clip the gradient's norm; None: no clipping (2019).
-        lr_scale: of a weight, by its name: its learning rate in units of ``lr``.
+        lr_scale: of a weight: its learning rate in units of ``lr``.
     """
 
     def __init__(
         self, module: nn.Module, accelerator: Accelerator, *, lr: float, total_updates: int, updates_per_step: int = 1,
         lr_schedule: Schedule, adam_eps: float, adam_eps_hat: bool = False, adam_betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0, warmup_updates: int = 0, max_grad_norm: float | None = None,
-        lr_scale: Callable[[str], float] = lambda name: 1.0,
+        lr_scale: Callable[[nn.Parameter], float] = lambda weight: 1.0,
     ) -> None:  # fmt: skip
         self.accelerator = accelerator
         self.lr, self.lr_schedule, self.updates_per_step = lr, lr_schedule, updates_per_step
@@ -55,7 +55,7 @@ class Updater:
         self.named = {name: p if p.element_size() > 2 else nn.Parameter(p.detach().float()) for name, p in self.trained.items()}
         """What the optimiser works on: the weights, or the float32 copies of 16-bit ones."""
         self.copied = [name for name, p in self.trained.items() if p is not self.named[name]]
-        scales = {name: lr_scale(name) for name in self.named}
+        scales = {name: lr_scale(weight) for name, weight in self.trained.items()}
         groups = [
             {"params": [self.named[name] for name in scales if scales[name] == scale], "scale": scale}
             for scale in sorted({*scales.values()})
