@@ -14,7 +14,7 @@ from torch import Tensor
 
 from humanward.data import Task, TaskConfig
 from humanward.errors import UserError
-from humanward.maths import add_at_last_token, gae, kl_estimate, whiten
+from humanward.maths import adapted_kl_coef, add_at_last_token, gae, kl_estimate, whiten
 from humanward.models import Policy
 from humanward.storage import Checkpoints
 from humanward.trainers import PPOConfig, PPOTrainer, Surroundings, train
@@ -530,6 +530,14 @@ def test_the_score_is_at_the_end_token_and_not_one_slot_later() -> None:
     [
         ({"kl_target_per_token": 0.1}, "kl_target and kl_target_per_token are both set; set one of them to null"),
         ({"kl_target": None, "kl_target_per_token": 0.1, "kl_coef": 0}, "kl_target needs a kl_coef above 0"),
+        (
+            {"batch_size": 1024, "kl_horizon": 204},
+            r"0 or below; raise it above kl_clip \* batch_size, 204\.8",
+        ),
+        (
+            {"kl_target": None, "kl_target_per_token": 0.1, "batch_size": 64, "kl_clip": 2.0, "kl_horizon": 128},
+            "kl_horizon 128 lets",
+        ),
         ({"warmup_steps": 3}, "a linear one falls from the start; set lr_schedule"),
         ({"old_kl_target": 0.01}, "old_kl_target needs an old_kl_coef above 0 to start from"),
         ({"kl_in": "loss"}, "k1 has no gradient in the loss, on average; use k2, k3 or full, or set kl_in to reward"),
@@ -543,6 +551,14 @@ def test_the_score_is_at_the_end_token_and_not_one_slot_later() -> None:
 def test_contradictions_are_named_with_what_to_do(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PPOConfig(**settings)
+
+
+def test_the_shortest_horizon_keeps_the_coefficient_above_zero() -> None:
+    """By hand: clip .2 on 1024 of 205 episodes leaves 1 - 204.8 / 205 of it."""
+    c = PPOConfig(batch_size=1024, kl_horizon=205)
+    assert PPOConfig(batch_size=1024, kl_horizon=1, kl_target=None).kl_horizon == 1
+    lowest = adapted_kl_coef(1.0, 0.0, kl_target=6.0, batch_size=c.batch_size, horizon=c.kl_horizon, clip=c.kl_clip)
+    assert lowest == pytest.approx(0.2 / 205)
 
 
 @pytest.mark.parametrize(

@@ -140,9 +140,14 @@ class PPOConfig(Config):
         c = self
         targets = c.kl_target is not None or c.kl_target_per_token is not None
         several = c.ppo_epochs * c.minibatches > 1
+        largest = c.kl_clip * c.batch_size
         for contradicts, text in (
             (None not in (c.kl_target, c.kl_target_per_token), "kl_target and kl_target_per_token are both set; set one of them to null"),
             (targets and c.kl_coef == 0, "kl_target needs a kl_coef above 0 to start from, since the controller multiplies it"),
+            (
+                targets and largest >= c.kl_horizon,
+                f"kl_horizon {c.kl_horizon} lets a step take kl_coef to 0 or below; raise it above kl_clip * batch_size, {largest:g}",
+            ),
             (
                 c.old_kl_target is not None and c.old_kl_coef == 0,
                 "old_kl_target needs an old_kl_coef above 0 to start from, since it is doubled and halved",
