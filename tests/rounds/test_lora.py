@@ -119,6 +119,8 @@ def test_what_cannot_be_kept_is_one_line(loop: Loop, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="with lora those are frozen; set lora to null"):
         lora_loop(loop, tmp_path / "run", method="dpo", reward=..., ppo=..., dpo={"reference": "synchronised"})
+    with pytest.raises(ValueError, match=r"ppo\.reference_ema moves .* with lora those are frozen; set one of the two to null"):
+        lora_loop(loop, tmp_path / "run", ppo={"reference_ema": 0.99})
     with pytest.raises(ValueError, match=r"ensemble\.kind full trains all weights of each member, and lora none; choose kind lora"):
         lora_loop(loop, tmp_path / "run", reward={"ensemble": {"members": 2}})
     with pytest.raises(ValueError, match="leave reference at given"):

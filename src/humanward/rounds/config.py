@@ -266,6 +266,8 @@ class LoopConfig(Config):
             self.group.recipe(self.method)
         if self.lora is not None and self.method == "dpo" and self.dpo.reference == "synchronised":
             raise ValueError("dpo.reference synchronised moves a reference's weights, and with lora those are frozen; set lora to null")
+        if self.lora is not None and self.method == "ppo" and self.ppo.reference_ema is not None:
+            raise ValueError("ppo.reference_ema moves a reference's weights, and with lora those are frozen; set one of the two to null")
         self._check_reward_models()
         for name, stage in (("baseline_sft", self.baseline_sft), ("dpo.sft_first", self.dpo.sft_first)):
             if stage is not None and (stage.texts, stage.max_length) != (None, SFTConfig().max_length):
