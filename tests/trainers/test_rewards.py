@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from humanward.errors import RunError, UserError
 from humanward.models import RewardModel, TextClassifier, ValueNetwork, save_classifier
@@ -269,6 +270,16 @@ def test_a_reward_model_with_another_tokenizer_is_refused(problems: ModuleType) 
     trainer = problems.groups("rloo")
     with pytest.raises(UserError, match="the reward model has another tokenizer than the policy: 1 tokens differ, such as 'w6'; give one"):
         type(trainer)(policy, policy.frozen_copy(), model, [(4,)], trainer.config, "rloo", task=tiny_task(policy))
+
+
+def test_a_value_network_without_room_for_a_response_is_refused() -> None:
+    policy, config = tiny_policy(), GPT2Config(vocab_size=8, n_positions=3, n_embd=8, n_layer=1, n_head=2)
+    network = ValueNetwork(GPT2LMHeadModel(config))
+    with pytest.raises(UserError, match=r"PPO: 1 tokens of a prompt and 3 of a response are 4, but the context of .* is 3; shorten them"):
+        PPOTrainer(
+            policy, policy.frozen_copy(), good, [(4,)], PPOConfig(episodes=16, batch_size=16), task=tiny_task(policy, response_length=3),
+            value_network=network,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("known", [True, False])

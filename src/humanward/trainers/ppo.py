@@ -115,6 +115,7 @@ class PPOTrainer(Trainer):
         self.reward = self.rollouts.prepared(reward)
         if value_network is not None:
             value_network.check_tokens(policy.tokenizer)
+            self.rollouts.check_context(value_network.trunk)  # pyright: ignore[reportArgumentType]
         self.total_steps = config.steps
         self.kl_coef, self.old_kl_coef = config.kl_coef, config.old_kl_coef
         ema = config.reference_ema
