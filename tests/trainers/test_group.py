@@ -21,7 +21,7 @@ from humanward.models import RewardModel
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
 from humanward.trainers import GroupConfig, GroupTrainer, LabelerChoice, OnlineDPOConfig, Surroundings, best_of_n, train
 from humanward.trainers.group import Groups
-from humanward.trainers.selftest import tiny_policy, tiny_task
+from humanward.trainers.selftest import WORDS, tiny_policy, tiny_task
 
 METHODS = ["rloo", "grpo", "dr_grpo", "reinforce", "online_dpo", "expert_iteration"]
 
@@ -377,6 +377,23 @@ def test_the_best_of_n_is_the_best(problems: ModuleType) -> None:
     assert one.scores == (one.score,)
     with pytest.raises(ValueError, match="n is 0"):
         best_of_n(policy, problems.score, [(4,)], 0, task=task)
+
+
+def test_a_reward_model_of_the_best_of_n_is_where_the_policy_is_and_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a training: on the policy's device, in evaluation, and refused where it has other tokens or no room."""
+    policy, short = tiny_policy(), tiny_policy(seed=1)
+    task, model = tiny_task(policy, response_length=3), RewardModel(short.model, policy.tokenizer).train()
+    devices: list[torch.device] = []
+    monkeypatch.setattr(model, "to", devices.append)
+    best_of_n(policy, model, [(4,)], 2, task=task)
+    assert devices == [policy.device]
+    assert not model.training
+    short.model.config.max_position_embeddings = 3
+    with pytest.raises(UserError, match=r"best of n: 1 tokens of a prompt and 3 of a response are 4, but the context of .* is 3"):
+        best_of_n(policy, model, [(4,)], 2, task=task)
+    longer, other = tiny_policy(words=(*WORDS, "w6")), tiny_policy()
+    with pytest.raises(UserError, match="the reward model has another tokenizer than the policy"):
+        best_of_n(longer, RewardModel(other.model, other.tokenizer), [(4,)], 2, task=tiny_task(longer))
 
 
 def test_the_first_loss_of_grpo_is_ppos_with_the_same_advantages(problems: ModuleType) -> None:

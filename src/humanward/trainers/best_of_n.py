@@ -9,10 +9,11 @@ import torch
 
 from humanward.data import Demonstration, Task
 from humanward.data.batches import left_pad
-from humanward.models import Policy, sample_responses
+from humanward.models import Policy, check_context, sample_responses
+from humanward.models.policy import check_same_tokens
 from humanward.storage import derive_seed
 from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
-from humanward.trainers.rewards import Reward
+from humanward.trainers.rewards import Reward, models_of, moved
 from humanward.trainers.scoring import Episodes, score_episodes
 
 PROMPTS_AT_ONCE = 64
@@ -56,12 +57,16 @@ def best_of_n(
 
     Raises:
         ValueError: n is less than 1.
+        UserError: a reward model has no room for prompt and response, or other tokens than the policy.
     """
     if n < 1:
         raise ValueError(f"n is {n}; it must be 1 or more")
     task, found = task or plain_task(policy), list[Best]()
     settings = sampling_settings(task, whole=False)
     rows = prompt_ids(task, prompts)
+    for model in models_of(moved(reward, policy.device)):
+        check_context(model.eval().model, max(map(len, rows), default=0), task.config.response_length, what="best of n")
+        check_same_tokens(policy.tokenizer, model.tokenizer, "the reward model")
     for start in range(0, len(rows), PROMPTS_AT_ONCE):
         part = rows[start : start + PROMPTS_AT_ONCE]
         ids, mask = (x.to(policy.device) for x in left_pad(part, policy.pad_id))
