@@ -119,6 +119,25 @@ def test_a_fault_keeps_the_batch_and_goes_back(problems: ModuleType, tmp_path: P
     assert json.loads((tmp_path / "faults/reward-1-step-4/fault.json").read_text())["step"] == 4
 
 
+@pytest.mark.parametrize("name", ["ppo", "rloo", "grpo", "dr_grpo", "reinforce", "online_dpo", "expert_iteration"])
+def test_every_method_that_samples_has_a_limit_of_its_kl(
+    problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """50 nats per response without a target; the policy is said to be a hundred nats per token away from its reference."""
+    trainer = problems.MAKERS[name](**({"kl_target": None} if name == "ppo" else {}))
+    sample = trainer.rollouts.sample
+
+    def far(index: int, **settings: Any) -> Any:
+        rollout = sample(index, **settings)
+        return replace(rollout, reference_logprobs=rollout.logprobs - 100 * rollout.response_mask)
+
+    monkeypatch.setattr(trainer.rollouts, "sample", far)
+    alarms = MetricsLog(tmp_path / "alarms.jsonl")
+    train(trainer, Surroundings(alarms=alarms, tell=lambda _: None), until=1)
+    (said,) = [row["text"] for row in alarms.read() if row["kind"] == "kl"]
+    assert said.startswith("the KL is 300.0 nats per response, beyond 50.0; raise kl_coef")
+
+
 def test_alarms_are_written_and_cut_with_the_run(problems: ModuleType, tmp_path: Path) -> None:
     """The KL limit of a target of 0.001 nats is passed at once; the second part does not say it twice."""
     told: list[str] = []

@@ -26,6 +26,7 @@ from humanward.models.adapters import disable_adapter_dropout
 from humanward.models.policy import disable_dropout
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, ratio_metrics, rollout_metrics, update_metrics
+from humanward.trainers.guards import KL_LIMIT
 from humanward.trainers.responses import plain_task
 from humanward.trainers.rewards import Reward, Score, moved
 from humanward.trainers.rollout import Rollout, RolloutSampler
@@ -272,6 +273,10 @@ class GroupTrainer(Trainer):
         metrics = rollout_metrics(rollout, scores, kl, self.objective.kl_coef) | {"kl_coef": self.objective.kl_coef}
         metrics["equal_scores"] = float((scores.scores == scores.scores[:, :1]).all(1).float().mean())
         return metrics
+
+    @property
+    def kl_limit(self) -> float:
+        return KL_LIMIT
 
     @property
     def reference(self) -> Policy:

@@ -17,6 +17,8 @@ BAD_UPDATES = 3
 """So many updates in a row without a finite loss and gradient end a training; fewer are left out."""
 FIRST_RATIO_ERROR = 0.5
 """Sampling and an update's forward may differ by that in 16 bits on the worst of some thousand tokens; in 32, by a thousandth of it."""
+KL_LIMIT = 50.0
+"""KL per response, nats, that is too far where a method has no target of its own."""
 MISMATCH = (
     "look at the generation settings first (task.top_k and task.top_p limit the draw, not the probabilities that are counted), then at "
     "task.temperature, at padding (a PAD that is EOS, or on the wrong side), at adapters (a reference without the one that the policy "
@@ -53,7 +55,7 @@ class Watch:
     What is normal is taken from the training itself: its first ``start`` steps, and for the gradient and the value loss the last 20.
 
     Args:
-        kl_limit: KL per response, nats, that is too far; None: none is.
+        kl_limit: KL per response, nats, that is too far; None: no KL is measured.
         start: steps that show what is normal.
     """
 
@@ -123,8 +125,8 @@ def policy_signs(
     limit = math.nan if kl_limit is None else kl_limit
     settled = history[-20:] if len(history) >= 20 else []
     far = (
-        f"the KL is {kl:.1f} nats per response, beyond {limit:.1f}; raise kl_coef or lower the learning rate; if it was so from the first "
-        f"steps on, {MISMATCH}"
+        f"the KL is {kl:.1f} nats per response, beyond {limit:.1f}; raise kl_coef (beta in online_dpo) or lower the learning rate; if it was so "
+        f"from the first steps on, {MISMATCH}"
     )
     negative = f"the KL is {kl:.1f} nats per response, which no KL is: sampling and scoring see different distributions; {MISMATCH}"
     first = f"the first ratios of a step, which should be 1, are up to {ratio:.2f} away from it; {MISMATCH}"

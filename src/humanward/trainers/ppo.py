@@ -30,6 +30,7 @@ from humanward.models.adapters import adapter_tensors, disable_adapter_dropout
 from humanward.models.policy import ResponseOutputs, disable_dropout, evaluating
 from humanward.storage import derive_seed
 from humanward.trainers.diagnostics import combined, explained_variance, ratio_metrics, rollout_metrics, update_metrics
+from humanward.trainers.guards import KL_LIMIT
 from humanward.trainers.moving_reference import MovingReference
 from humanward.trainers.ppo_config import PPOConfig
 from humanward.trainers.ppo_objective import needs_distributions, needs_reference_distributions, old_kl, policy_loss, reference_kl
@@ -311,12 +312,12 @@ class PPOTrainer(Trainer):
         return self.rollouts.reference
 
     @property
-    def kl_limit(self) -> float | None:
-        """KL per response, nats, that the watch calls too far."""
+    def kl_limit(self) -> float:
+        """Four times the target, or what is too far without one."""
         c = self.config
         per_token = None if c.kl_target_per_token is None else c.kl_target_per_token * self.task.config.response_length
         target = c.kl_target if c.kl_target is not None else per_token
-        return None if target is None else 4 * target
+        return KL_LIMIT if target is None else 4 * target
 
     def tensors(self) -> dict[str, Tensor]:
         moved = {} if self.moving_reference is None else with_prefix("reference", self.moving_reference.tensors())

@@ -25,6 +25,11 @@ class Trainer(Protocol):
 
     total_steps: int
 
+    @property
+    def kl_limit(self) -> float | None:
+        """KL per response, nats, that the watch calls too far; None where none is measured."""
+        return None
+
     def start(self) -> None:
         """Called once, before the first step of a training that does not resume. By default there is nothing to prepare."""
 
@@ -153,7 +158,7 @@ def _load(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 def _watch(around: Surroundings, trainer: Trainer, stage: str, round: int, first: int) -> Watch:
     """Who knows the steps before this one."""
-    watch = Watch(kl_limit=getattr(trainer, "kl_limit", None))
+    watch = Watch(kl_limit=trainer.kl_limit)
     if around.alarms is not None and around.is_main:
         around.alarms.truncate(stage, round, first)
     if around.log is not None and around.is_main:
