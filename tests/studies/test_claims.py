@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from humanward.studies.claims import parse_claim, straightness, windows
@@ -93,6 +94,28 @@ def test_a_course_that_rises_and_falls() -> None:
     assert parse_claim("y rises: clip", ARMS).judge(courses([1.0] * 7)).word == "cannot be judged"
 
 
+def test_a_seed_turns_where_the_other_half_does() -> None:
+    """The first and third seed peak in part 3 on average, (9 + 1) / 2 against (2 + 5) / 2 in part 5; the second in part 5."""
+    rows = [[0.0, 1, 9, 2, 2, 2, 2, 1], [0.0, 1, 2, 2, 4, 2, 1, 1], [0.0, 1, 1, 2, 5, 2, 1, 1]]
+    said = parse_claim("y rises then falls: clip", ARMS).judge(courses(*rows)).because
+    assert said.startswith("clip, part 1 to 3, 5 of 8: +3.0 ")  # 2, 2 and 5
+    assert "clip, part 3, 5 to 8 of 8: −2.0 " in said  # 1 - 2, 1 - 2 and 1 - 5
+
+
+def test_one_seed_has_no_turning_point() -> None:
+    said = parse_claim("y rises then falls: clip", ARMS).judge(courses([0.0, 1, 2, 3, 4, 3, 2, 1.5]))
+    assert said.word == "cannot be judged"
+    assert "one seed" in said.because
+
+
+def test_noise_is_no_turn() -> None:
+    """Courses that rise for one part and stay, with noise: a fall is shown about as often as a 95 % interval errs on one side, 2.5 %."""
+    generator = np.random.default_rng(1)
+    claim = parse_claim("y rises then falls: clip", ARMS)
+    noisy = (courses(*(np.array([-9.0, *[0.0] * 7]) + generator.normal(size=(6, 8))).tolist()) for _ in range(1000))
+    assert sum(claim.judge(cells).word == "holds" for cells in noisy) < 50
+
+
 def test_the_root_is_told_from_the_straight_line() -> None:
     kl = [0.25 * i for i in range(1, 33)]
     root, line = [math.sqrt(x) for x in kl], [0.3 * x for x in kl]
@@ -104,8 +127,6 @@ def test_the_root_is_told_from_the_straight_line() -> None:
 
 def test_parts_of_a_course_and_of_a_line() -> None:
     assert windows([float(i) for i in range(16)]) == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]
-    import numpy as np
-
     assert straightness(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(1.0)
     assert straightness(np.array([1.0, 2, 3]), np.array([1.0, 1, 1])) == 0.0
 

@@ -149,16 +149,30 @@ class Course:
         words: list[Word] = []
         said = []
         for arm in self.arms:
-            rows = [windows(cell.series(self.name)) for cell in cells.get(arm, {}).values()]
-            rows = [row for row in rows if row is not None]
-            if not rows:
+            found = [windows(cell.series(self.name)) for cell in cells.get(arm, {}).values()]
+            rows = np.array([row for row in found if row is not None])
+            if not len(rows):
                 return Verdict("cannot be judged", f"{arm} has no course of {self.name}; it takes {WINDOWS} steps or more")
-            for first, then in COURSES[self.course](np.mean(rows, axis=0)):
-                change = Difference.of([row[then] - row[first] for row in rows])
-                rising = self.course.startswith("rises") == (first == 0)
+            if self.course in TURNS and len(rows) < 2:
+                return Verdict("cannot be judged", f"{arm} has one seed; the turning point of a seed is that of others")
+            for (first, then), rising in zip(self._parts(rows), (self.rises_first, not self.rises_first), strict=False):
+                change = Difference.of([row[j] - row[i] for row, i, j in zip(rows, first, then, strict=True)])
                 words.append(_word(change.sign if rising else -change.sign))
-                said.append(f"{arm}, part {first + 1} to {then + 1} of {WINDOWS}: {change}")
+                said.append(f"{arm}, part {_numbers(first)} to {_numbers(then)} of {WINDOWS}: {change}")
         return Verdict(_worst(words), "; ".join(said))
+
+    @property
+    def rises_first(self) -> bool:
+        return self.course.startswith("rises")
+
+    def _parts(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Between which windows the seeds, [N, WINDOWS], must have changed: the first and the last window of each seed, [N] and [N]."""
+        begin, end = np.zeros(len(rows), dtype=int), np.full(len(rows), WINDOWS - 1)
+        if self.course not in TURNS:
+            return [(begin, end)]
+        # careful: at a turning point of its own, or of a mean that it is a large part of, a seed's noise looks like a turn
+        turn = 1 + TURNS[self.course](means_of_other_half(rows)[:, 1:-1], axis=1)
+        return [(begin, turn), (turn, end)]
 
 
 @dataclass(frozen=True)
@@ -194,27 +208,18 @@ class Root:
         return mean[: beyond[0]] if len(beyond) else mean
 
 
-def _up(mean: np.ndarray) -> list[tuple[int, int]]:
-    return [(0, WINDOWS - 1)]
+TURNS: dict[str, Callable[..., np.ndarray]] = {"rises then falls": np.argmax, "falls then rises": np.argmin}
+"""Which of the windows is the turning point."""
 
 
-def _turn(at: Callable[[np.ndarray], np.intp]) -> Callable[[np.ndarray], list[tuple[int, int]]]:
-    """To the turning point, which is sought inside, and from it to the end."""
-
-    def parts(mean: np.ndarray) -> list[tuple[int, int]]:
-        turn = 1 + int(at(mean[1:-1]))
-        return [(0, turn), (turn, WINDOWS - 1)]
-
-    return parts
+def means_of_other_half(rows: np.ndarray) -> np.ndarray:
+    """For each row of [N >= 2, W], the mean of every second row, of those that it does not belong to."""
+    return np.stack([rows[1 - i % 2 :: 2].mean(axis=0) for i in range(len(rows))])
 
 
-COURSES: dict[str, Callable[[np.ndarray], list[tuple[int, int]]]] = {
-    "rises": _up,
-    "falls": _up,
-    "rises then falls": _turn(np.argmax),
-    "falls then rises": _turn(np.argmin),
-}
-"""The parts of the mean course between which a number must have changed."""
+def _numbers(parts: np.ndarray) -> str:
+    """Numbers of parts, from 1, each once."""
+    return ", ".join(str(part + 1) for part in sorted(set(parts.tolist())))
 
 
 def parse_claim(text: str, arms: Sequence[str]) -> Claim:
