@@ -62,6 +62,31 @@ def test_numbers_and_other_measures_stand_for_arms() -> None:
     assert parse_claim("m: clip > 6", ARMS).judge(cells).word == "does not hold"
 
 
+@pytest.mark.parametrize(
+    ("margin", "word"),
+    [
+        ("- 0.6", "holds"),  # differences -0.1, 0, 0.1 of mean 0, half-width 4.30 * 0.1 / sqrt(3) = 0.25: all above -0.6
+        ("- 0.2", "open"),  # -0.25 is below -0.2
+        ("- 0", "open"),  # without a margin it would hold
+        ("+ 0.3", "does not hold"),  # 0.25 is below 0.3
+    ],
+)
+def test_no_worse_than_a_margin_must_be_shown(margin: str, word: str) -> None:
+    cells = finals(clip=[4.9, 6.0, 7.1], rollback=[5.0, 6.0, 7.0])
+    assert parse_claim(f"m: clip >= rollback {margin}", ARMS).judge(cells).word == word
+    assert parse_claim(f"m: rollback {margin} <= clip", ARMS).judge(cells).word == word
+    assert parse_claim("m: clip >= rollback", ARMS).judge(cells).word == "holds"
+
+
+def test_a_margin_stands_behind_arms_measures_and_numbers() -> None:
+    cells = finals(clip=[5.0, 5.2], rollback=[3.0, 3.0])
+    said = parse_claim("m: clip >= rollback - 0.5", ARMS).judge(cells)
+    assert said.because == "clip − (rollback - 0.5): +2.6 [1.3, 3.9]"  # 2.5 and 2.7: 12.7 * 0.1
+    assert parse_claim("m: clip <= clip.other - 4.5", ARMS).judge(cells).word == "open"  # 0.5 and 0.3: 0.4 ± 12.7 * 0.1
+    assert parse_claim("m: clip >= 3 - 0.5", ARMS).judge(cells).word == "holds"
+    assert parse_claim("m: one - 0.1 > b", ["one - 0.1", "b"]).judge({}).because == "no seed has one - 0.1 and b"
+
+
 def test_one_seed_shows_nothing() -> None:
     said = parse_claim("m: clip > rollback", ARMS).judge(finals(clip=[5.0], rollback=[1.0]))
     assert said.word == "open"

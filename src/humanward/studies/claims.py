@@ -3,6 +3,7 @@
     max(ratio_max): clip > rollback > tr_rb           arms in order, each pair compared seed by seed
     share_of_optimum: learned < true <= 1             a number may stand for an arm
     true_score: ppo > ppo.reference_score             and another measure of an arm for the first
+    true_score: tr_rb >= clip - 0.1                   not worse by more than a margin
     tail(kl) in 5..7: adaptive, not fixed             every seed of an arm within bounds, and not every seed of another
     true_score rises then falls: weak                 over the steps; also `rises`, `falls`
     true_score ~ sqrt(kl) until 4: ppo                nearer to a straight line than over the kl itself
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -31,6 +32,7 @@ WINDOWS = 8
 STRAIGHT = 0.9
 """Share of the variance that a straight line explains, at least."""
 _ORDER = re.compile(r"(?P<measure>[^:<>]+):(?P<chain>.*[<>].*)")
+_MARGIN = re.compile(r"(?P<operand>.+) (?P<sign>[+-]) (?P<size>\d*\.?\d+)")
 _RANGE = re.compile(r"(?P<measure>.+?) in (?P<low>-?[\d.]+)\.\.(?P<high>-?[\d.]+): *(?P<arms>.+)")
 _COURSE = re.compile(r"(?P<name>\w+) (?P<course>rises then falls|falls then rises|rises|falls): *(?P<arms>.+)")
 _ROOT = re.compile(r"(?P<y>\w+) ~ sqrt\((?P<x>\w+)\)(?: until (?P<until>[\d.]+))?: *(?P<arms>.+)")
@@ -76,12 +78,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Operand:
-    """An arm's measure, or a number."""
+    """An arm's measure, or a number; either with a margin."""
 
     text: str
     arm: str | None
     measure: Measure
     number: float | None = None
+    margin: float | None = None
+    """Added to it."""
 
     def values(self, cells: Cells) -> dict[int, float] | None:
         """By seed; None for a number, which every seed has."""
@@ -106,11 +110,12 @@ class Order:
             difference = _difference(larger, smaller, cells)
             if difference is None:
                 return Verdict("cannot be judged", f"no seed has {larger.text} and {smaller.text}")
-            if sign.endswith("="):
+            if sign.endswith("=") and one.margin is None and other.margin is None:
                 words.append("does not hold" if difference.sign < 0 else "holds")
             else:
                 words.append(_word(difference.sign))
-            said.append(f"{larger.text} − {smaller.text}: {difference}")
+            taken_off = smaller.text if smaller.margin is None else f"({smaller.text})"
+            said.append(f"{larger.text} − {taken_off}: {difference}")
         return Verdict(_worst(words), "; ".join(said))
 
 
@@ -249,6 +254,8 @@ def parse_claim(text: str, arms: Sequence[str]) -> Claim:
 def _operand(text: str, measure: Measure, arms: Sequence[str]) -> Operand:
     if text in arms:
         return Operand(text, text, measure)
+    if found := _MARGIN.fullmatch(text):
+        return replace(_operand(found["operand"], measure, arms), text=text, margin=float(found["sign"] + found["size"]))
     for arm in sorted(arms, key=len, reverse=True):
         if text.startswith(f"{arm}."):
             return Operand(text, arm, Measure.parse(text[len(arm) + 1 :]))
@@ -279,10 +286,9 @@ def _difference(larger: Operand, smaller: Operand, cells: Cells) -> Difference |
 
 
 def _at(operand: Operand, values: Mapping[int, float] | None, seed: int) -> float:
-    if values is not None:
-        return values[seed]
-    assert operand.number is not None
-    return operand.number
+    value = operand.number if values is None else values[seed]
+    assert value is not None
+    return value + (operand.margin or 0.0)
 
 
 def windows(values: Sequence[float]) -> list[float] | None:
