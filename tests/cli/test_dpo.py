@@ -153,7 +153,7 @@ def test_a_run_on_a_file_of_preferences(parts: Parts, tmp_path: Path) -> None:
     words = offline(parts, pairs(tmp_path / "pairs.jsonl"))
     done = run("dpo", tmp_path / "run", *words, "labels.validation_share=0.25")
     assert done.code == 0, done.err
-    assert "6 labels are left out: their prompt or a response is longer than the task allows" in done.err
+    assert "6 labels are left out: their prompt or a response is longer than allowed" in done.err
     settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert settings["task"]["prompt_length"] == 3
     found = json.loads((tmp_path / "run/rounds/1/policy/validation.json").read_text())

@@ -6,6 +6,7 @@ The values are held by tests/presets; what Ziegler et al. 2019 did already, by t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from humanward.config import preset_names
 from humanward.data import Task, TaskConfig, Text, left_pad
 from humanward.data.batches import index_order
+from humanward.data.given_labels import read_given
 from humanward.maths import add_at_last_token, response_mask_until_eos, whiten
 from humanward.models import SamplingSettings, sample_responses
 from humanward.rounds import LoopConfig
@@ -57,9 +59,21 @@ def test_the_prompt_ends_without_a_space() -> None:
 
 
 def test_the_three_lengths_fit_into_their_contexts() -> None:
-    """Detail 4: prompt 512 and response 53 are 565 of the 2048 tokens of Pythia."""
-    config = LoopConfig.load(preset="huang2024_nplus_tldr").task
-    assert (config.prompt_length, config.response_length) == (512, 53)
+    """Detail 4: prompt 512 and response 53 are 565 of the 2048 tokens of Pythia; responses that people compared have up to 169."""
+    config = LoopConfig.load(preset="huang2024_nplus_tldr")
+    assert (config.task.prompt_length, config.task.response_length, config.labels.response_length) == (512, 53, 169)
+
+
+@pytest.mark.parametrize("name", ["huang2024_nplus_tldr", "stiennon2020_tldr", "ahmadian2024_tldr", "rafailov2023_tldr"])
+def test_the_longest_compared_response_is_learned_from(name: str, byte_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Detail 4: a response of 169 tokens, its end counted, is a label, though the policy writes 53."""
+    config = LoopConfig.load(preset=name)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f'{{"prompt": "{n} TL;DR:", "chosen": "{"a" * n}", "rejected": " b"}}\n' for n in (168, 169)))
+    task = Task(config.task, byte_tokenizer, context_length=2048)
+    given = read_given(path, task, response_length=config.labels.response_length, leave_out_long=config.labels.leave_out_long)
+    assert [max(len(r.tokens) for r in question.responses) for question in given.questions] == [169]
+    assert given.too_long == 1
 
 
 @pytest.mark.parametrize("name", ["stiennon2020_tldr", "huang2024_nplus_tldr", "xu2024_hh", "xu2024_saferlhf", "bai2022_hh"])

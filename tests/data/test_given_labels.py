@@ -59,6 +59,18 @@ def test_long_labels_are_a_fault_or_left_out_and_counted(file: Path) -> None:
         read_given(file, task(prompt_length=1))
 
 
+def test_labelled_responses_may_be_longer_than_sampled_ones(file: Path) -> None:
+    given = read_given(file, task(), response_length=5)
+    assert (len(given.labels), given.too_long) == (4, 0)
+    with pytest.raises(UserError, match=r":3: the longest response has 5 tokens and labels.response_length is 4; raise labels.resp"):
+        read_given(file, task(), response_length=4)
+    with pytest.raises(UserError, match=r"none of its 4 labels fits task.prompt_length and labels.response_length"):
+        read_given(file, task(), response_length=1, leave_out_long=True)
+    small = Task(task().config, tiny_tokenizer(), context_length=6)
+    with pytest.raises(UserError, match=r"need 7, but the context of the model is 6; .* or lower labels.response_length"):
+        read_given(file, small, response_length=5)
+
+
 def test_prompts_are_held_out_whole_and_by_lot(file: Path) -> None:
     questions = read_given(file, task(response_length=5)).questions
     seen = set()

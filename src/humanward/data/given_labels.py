@@ -41,21 +41,29 @@ class Lengths:
     """The end-of-text token counted, where the task stops at one."""
 
 
-def read_given(path: Path | str, task: Task, *, leave_out_long: bool = False) -> Given:
+def read_given(path: Path | str, task: Task, *, response_length: int | None = None, leave_out_long: bool = False) -> Given:
     """Questions and their labels, in the order of the file; a question that comes again is one question with several labels.
 
     A prompt is used whole, with the task's prefix and suffix; token ids are used as they are, and conversations as the chat template
     writes them. Other responses are closed by the end-of-text token where the task stops there.
 
+    Args:
+        path: the file.
+        task: what the tokens are those of.
+        response_length: tokens of a response, at most, its end counted; None: as many as the task samples.
+        leave_out_long: whether a row with a longer prompt or response is left out.
+
     Raises:
-        UserError: a row that cannot be read, or is longer than the task allows and not to be left out; a line for each.
+        UserError: a row that cannot be read, or is longer than that and not to be left out, a line for each; no context for so long ones.
     """
+    if response_length is not None:
+        task.check_context(response_length, "labels.response_length")
     questions: dict[str, Question] = {}
     labels: list[Label] = []
     too_long = 0
     file = LabelFile(path, decode=task.checked_decode)
     for row in _tokenized(file, task):
-        fault = _too_long(row, task)
+        fault = _too_long(row, task, response_length)
         if fault and not leave_out_long:
             raise UserError(fault)
         if fault:
@@ -69,7 +77,8 @@ def read_given(path: Path | str, task: Task, *, leave_out_long: bool = False) ->
         questions.setdefault(question.id, question)
         labels += [_label(label, question, len(labels)) for label in row.labeled.labels]
     if not labels:
-        reason = f"none of its {too_long} labels fits task.prompt_length and task.response_length" if too_long else "no labels in it"
+        setting = "task.response_length" if response_length is None else "labels.response_length"
+        reason = f"none of its {too_long} labels fits task.prompt_length and {setting}" if too_long else "no labels in it"
         raise UserError(f"{path}: {reason}")
     return Given(list(questions.values()), labels, too_long, 0 if file.skipped is None else file.skipped.count)
 
@@ -144,16 +153,19 @@ def _prompts(rows: Sequence[Labeled], task: Task) -> list[tuple[Prompt, int]]:
     return made
 
 
-def _too_long(row: _Tokenized, task: Task) -> str:
+def _too_long(row: _Tokenized, task: Task, response_length: int | None) -> str:
     """What is wrong with the lengths; empty where nothing is."""
-    for what, length, setting in (
-        ("prompt", row.prompt_length, "prompt_length"),
-        ("longest response", row.response_length, "response_length"),
-    ):
-        most = getattr(task.config, setting)
+    own = response_length is None
+    for what, length, setting, most, raised in (
+        ("prompt", row.prompt_length, "task.prompt_length", task.config.prompt_length, "task.prompt_length"),
+        (
+            "longest response", row.response_length, "task.response_length" if own else "labels.response_length",
+            task.config.response_length if own else response_length, "labels.response_length",
+        ),
+    ):  # fmt: skip
         if length > most:
-            remedy = f"raise task.{setting}, or set labels.leave_out_long=true"
-            return f"{row.labeled.where}: the {what} has {length} tokens and task.{setting} is {most}; {remedy}"
+            remedy = f"raise {raised}, or set labels.leave_out_long=true"
+            return f"{row.labeled.where}: the {what} has {length} tokens and {setting} is {most}; {remedy}"
     return ""
 
 

@@ -125,7 +125,7 @@ class Task:
             self._beginning = ()
         self._prefix = (*self._beginning, *self._encode([config.prompt_prefix], special=True)[0])
         self._suffix = self.encode_continuation(config.prompt_suffix, special=True)
-        self._check_context()
+        self.check_context(config.response_length)
 
     @classmethod
     def plain(
@@ -417,13 +417,14 @@ class Task:
             f"task.{setting}: {mark!r} is not one token of this tokenizer; choose a mark that is one token, or set task.{setting}=null"
         )
 
-    def _check_context(self) -> None:
-        needed = self.max_prompt_length + self.config.response_length
+    def check_context(self, response_length: int, setting: str = "task.response_length") -> None:
+        """Whether the longest prompts and responses of ``response_length``, which ``setting`` says, fit into the model's context."""
+        needed = self.max_prompt_length + response_length
         if self.context_length is None or needed <= self.context_length:
             return
         room = self.context_length - (needed - self.config.prompt_length)
-        remedy = f"set task.prompt_length={room} or less, or lower task.response_length" if room > 0 else "lower task.response_length"
+        remedy = f"set task.prompt_length={room} or less, or lower {setting}" if room > 0 else f"lower {setting}"
         raise UserError(
-            f"task.prompt_length: prompts of up to {self.max_prompt_length} tokens and responses of {self.config.response_length} need "
+            f"task.prompt_length: prompts of up to {self.max_prompt_length} tokens and responses of {response_length} need "
             f"{needed}, but the context of {self.model_name} is {self.context_length}; {remedy}"
         )

@@ -84,8 +84,12 @@ class LabelsConfig(Config):
     ``responses`` and ``best``, as ``labels:FILE``. null: none. A mock labeler gets none."""
     noise: Share = 0.0
     """Probability that a mock labeler answers at random."""
+    response_length: PositiveInt | None = None
+    """Tokens of a response, at most, among labels that were given before: what people compared may be longer than what the policy writes.
+    With the longest prompt it must fit into the model's context. null: ``task.response_length``."""
     leave_out_long: bool = False
-    """Leave labels out, counted, that are longer than the task allows, of those that were given before; false: they are a fault."""
+    """Leave labels out, counted, of those that were given before, that are longer than ``task.prompt_length`` and ``response_length``;
+    false: they are a fault."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LabelsConfig:

@@ -193,9 +193,10 @@ class Context:
     def given_labels(self) -> tuple[list[Question], list[Label]]:
         """Labels that somebody gave before, from a file; some of their prompts, by lot, are held out."""
         settings = self.config.labels
-        given = read_given(self.config.labeler.removeprefix("labels:"), self.task, leave_out_long=settings.leave_out_long)
+        path = self.config.labeler.removeprefix("labels:")
+        given = read_given(path, self.task, response_length=settings.response_length, leave_out_long=settings.leave_out_long)
         if given.too_long:
-            self.tell(f"{given.too_long} labels are left out: their prompt or a response is longer than the task allows")
+            self.tell(f"{given.too_long} labels are left out: their prompt or a response is longer than allowed")
         if given.skipped:
             self.tell(f"{given.skipped} rows of the labels have a fault and are skipped")
         return with_held_out(given.questions, settings.validation_share, self.seed("held-out labels")), given.labels
