@@ -214,7 +214,25 @@ def test_group_methods_come_close_to_the_best_possible_policy(bench: ModuleType,
     """At least 97 % of the way, at as many episodes as PPO above. GRPO with the KL in its reward; as published it goes elsewhere."""
     row = bench.measure(method, "2 words", 0)
     assert row["episodes"] == 256 * 50
-    assert 0.97 <= row["share"] <= 1
+    assert bench.NEAR <= row["share"] <= 1
+
+
+@pytest.mark.parametrize("method", ["rloo 4 epochs", "grpo reward 4 epochs"])
+def test_with_four_passes_group_methods_come_close_on_longer_responses_too(bench: ModuleType, method: str) -> None:
+    """The same bound as above; with one pass some problems of three words end below it."""
+    assert bench.NEAR <= bench.measure(method, "3 words", 0)["share"] <= 1
+
+
+def test_what_is_near_the_optimum_is_said_with_its_interval(bench: ModuleType) -> None:
+    """Of 98 and 99 %: 98.5 ± 12.7 * 0.707 / sqrt(2) = 6.4, which goes below 97."""
+    rows = [
+        {"method": "rloo", "problem": problem, "seed": seed, "share": share, "seconds": 1.0}
+        for problem, shares in (("2 words", (0.99, 0.99)), ("3 words", (0.98, 0.99))) for seed, share in enumerate(shares)
+    ]  # fmt: skip
+    assert bench.table(rows).splitlines()[2] == (
+        "| RLOO (Ahmadian et al. 2024) | 99.0% ± 0.0% | 98.5% ± 6.4% | yes, shown | yes | 2 | 1.0 |"
+    )
+    assert [bench.is_near(mean, 0.01) for mean in (0.9, 0.965, 0.975, 0.99)] == ["no, shown", "no", "yes", "yes, shown"]
 
 
 def test_the_best_of_n_is_a_distribution_and_scores_what_its_frontier_says(bench: ModuleType) -> None:
