@@ -11,7 +11,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -51,7 +51,7 @@ def settings_page() -> str:
 def paper_map_page() -> str:
     """Published detail -> where it is here -> tests that fail without it."""
     known = {row.name for row in settings(LoopConfig)}
-    tests = test_docstrings()
+    tests = test_functions()
     lines = [
         "# From the papers to the code", "", MADE, "",
         "What the published systems do, where it is here, and which tests fail when it is undone. Settings are those of",
@@ -65,14 +65,14 @@ def paper_map_page() -> str:
     lines += ["", "## Conformance tests", ""]
     for path in sorted((ROOT / "tests/conformance").glob("test_*.py")):
         lines += [f"[{path.stem}](../{path.relative_to(ROOT)})", "", "| Test | Source and detail |", "|---|---|"]
-        lines += [f"| `{name}` | {_cell(doc)} |" for name, (where, doc) in tests.items() if where == path]
+        lines += [f"| `{name}` | {_cell(doc)} |" for name, where, doc in tests if where == path]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def losses_page() -> str:
     """Every loss of direct methods: formula, source, options, agreement with TRL and tests."""
-    known, tests = yaml.safe_load((ROOT / "recipes/losses.yaml").read_text(encoding="utf-8")), test_docstrings()
+    known, tests = yaml.safe_load((ROOT / "recipes/losses.yaml").read_text(encoding="utf-8")), test_functions()
     if known.keys() != LOSSES.keys():
         raise SystemExit(f"error: recipes/losses.yaml: {', '.join(sorted(known.keys() ^ LOSSES.keys()))} is not in both it and the code")
     lines = [
@@ -108,7 +108,7 @@ def losses_page() -> str:
 
 def ppo_page() -> str:
     """How PPO is set, and for every setting its source and its tests."""
-    known, tests = yaml.safe_load((ROOT / "recipes/ppo_settings.yaml").read_text(encoding="utf-8")), test_docstrings()
+    known, tests = yaml.safe_load((ROOT / "recipes/ppo_settings.yaml").read_text(encoding="utf-8")), test_functions()
     rows = {row.name: row for row in settings(PPOConfig)}
     if known.keys() != rows.keys():
         raise SystemExit(
@@ -135,14 +135,22 @@ def _docstring(function: Any) -> tuple[str, str, str]:
     return " ".join(parts[0].split()), formula, source or " ".join(parts[0].split())
 
 
-def test_docstrings() -> dict[str, tuple[Path, str]]:
-    """Every test function with its file and docstring; a conformance test before others of the same name."""
-    found: dict[str, tuple[Path, str]] = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py"), key=lambda p: (p.parent.name != "conformance", p)):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                found.setdefault(node.name, (path, " ".join((ast.get_docstring(node) or "").split())))
-    return found
+class Test(NamedTuple):
+    """A test function."""
+
+    name: str
+    path: Path
+    doc: str
+
+
+def test_functions() -> list[Test]:
+    """Of all files, in their order."""
+    return [
+        Test(node.name, path, " ".join((ast.get_docstring(node) or "").split()))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
 
 
 def _names(names: list[str], known: set[str]) -> str:
@@ -161,13 +169,23 @@ def _resolve(name: str) -> Any:
     return found
 
 
-def _tests(names: list[str], tests: dict[str, tuple[Path, str]]) -> str:
-    missing = [name for name in names if name not in tests]
-    if missing:
-        raise SystemExit(f"error: recipes/paper_map.yaml: no such test: {', '.join(missing)}")
-    if not names:
-        return "none yet"
-    return ", ".join(f"[{name.removeprefix('test_')}](../{tests[name][0].relative_to(ROOT)})" for name in names)
+def _tests(names: list[str] | str, tests: list[Test]) -> str:
+    """Links to tests, or the text that says why there is none. A name that several files have begins with ``test_file.py::``."""
+    if isinstance(names, str):
+        return _cell(names)
+    found = [find_test(name, tests) for name in names]
+    return ", ".join(f"[{name.removeprefix('test_')}](../{path.relative_to(ROOT)})" for name, path, _ in found)
+
+
+def find_test(name: str, tests: list[Test]) -> Test:
+    """The test of that name, a conformance test before others."""
+    file, _, function = name.rpartition("::")
+    found = [test for test in tests if test.name == function and file in ("", test.path.name)]
+    found = [test for test in found if test.path.parent.name == "conformance"] or found
+    if len(found) != 1:
+        said = f"several files have {name}; write one of {', '.join(f'{t.path.name}::{name}' for t in found)}"
+        raise SystemExit(f"error: recipes: {said if found else f'no such test: {name}'}")
+    return found[0]
 
 
 def _cell(text: str) -> str:
