@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from humanward.models import RewardEnsemble, RewardModel, save_classifier
 from humanward.models.reward_ensemble import full_members, lora_members
 from humanward.storage import Checkpoints
 from humanward.trainers import EnsembleTrainer, PPOConfig, PPOTrainer, RewardConfig, Surroundings, TextReward, load_reward, train
+from humanward.trainers.label_losses import without_labeler_noise
 from humanward.trainers.reward_ensemble import bootstrap, choice_probabilities, hold_out
 from humanward.trainers.scoring import score_episodes
 from humanward.trainers.selftest import tiny_policy, tiny_task
@@ -102,6 +104,20 @@ def test_a_member_on_a_shared_trunk_is_a_classifier_of_its_own(problems: ModuleT
         for n in range(len(rows)):
             logit = float(classifier(input_ids=rows[n : n + 1, mask[n]]).logits[0, 0].detach())
             assert logit + shift == pytest.approx(float(expected[number, n]), abs=1e-4)
+
+
+def test_questions_that_are_drawn_several_times_are_no_more_certain(problems: ModuleType) -> None:
+    """Labelers' noise is estimated before the draw; in it each question keeps its copies."""
+    labels = [replace(c, labeler=name) for c in problems.comparisons(24) for name in ("ann", "ben")]
+    labels[1::10] = [replace(c, target=(int(c.target) + 1) % 3) for c in labels[1::10]]  # type: ignore[arg-type]
+    probabilities = {c.question_id: c.target for c in without_labeler_noise(labels)}
+    made = EnsembleTrainer(ensemble("full"), labels, RewardConfig(label_noise="estimated", normalize_before=False, normalize_after=False))
+    for number, member in enumerate(made.trainers):
+        drawn, left = bootstrap(0, number, 24)
+        assert [c.question_id for c in member.comparisons] == [made.questions[i][0].question_id for i in drawn]
+        assert len(drawn) > len(set(drawn))
+        assert all(c.target == probabilities[c.question_id] for c in member.comparisons)
+        assert made.held_out[number] == [c for i in left for c in made.questions[i]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,8 @@ from humanward.models import EnsembleConfig, RewardEnsemble, RewardModel, member
 from humanward.models.adapters import train_only
 from humanward.records import Comparison
 from humanward.storage import derive_seed
-from humanward.trainers.questions import collate, is_right, tokens_of
+from humanward.trainers.label_losses import LOSSES_OF_KIND, without_labeler_noise
+from humanward.trainers.questions import check_questions, collate, is_right, tokens_of
 from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
 from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Episodes
@@ -58,7 +59,8 @@ class EnsembleTrainer(Trainer):
 
     Args:
         ensemble: members with trunks of their own, or adapters on one.
-        comparisons: labels; several labels of one question stay together in a draw.
+        comparisons: labels; several labels of one question stay together in a draw. Labelers' noise, where it is estimated, is estimated
+            once from all of them: a question that is drawn three times has one probability three times, not three times the votes.
         config: of each member; how labels are drawn is in its section ``ensemble``.
         reference_episodes: see ``RewardTrainer``.
         demonstrations: see ``RewardTrainer``.
@@ -71,11 +73,16 @@ class EnsembleTrainer(Trainer):
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
+        check_questions(comparisons, ensemble.model, tuple(LOSSES_OF_KIND))
         self.ensemble, self.comparisons = ensemble, list(comparisons)
         groups: dict[str, list[Comparison]] = {}
         for number, comparison in enumerate(comparisons):
             groups.setdefault(comparison.question_id or f"number {number}", []).append(comparison)
         self.questions = list(groups.values())
+        fitted = self.questions
+        if config.label_noise == "estimated":
+            fitted = [[question] for question in without_labeler_noise(comparisons)]
+            config = config.model_copy(update={"label_noise": 0.0})
         self.held_out: list[list[Comparison]] = []
         self.trainers: list[RewardTrainer] = []
         draw = DRAWS[(config.ensemble or EnsembleConfig()).resample]
@@ -86,7 +93,7 @@ class EnsembleTrainer(Trainer):
             activate(member)  # the optimiser takes what has gradients
             self.trainers.append(
                 RewardTrainer(
-                    member, [c for i in drawn for c in self.questions[i]], config, reference_episodes=reference_episodes,
+                    member, [c for i in drawn for c in fitted[i]], config, reference_episodes=reference_episodes,
                     demonstrations=demonstrations, seed=derive_seed(seed, "member", number), accelerator=accelerator,
                 )
             )  # fmt: skip
