@@ -43,6 +43,10 @@ from humanward.trainers.updates import (
 Share = Annotated[float, Field(ge=0, le=1)]
 OPTIONS = ("label_smoothing", "discopop_tau", "simpo_gamma", "odds_weight", "desirable_weight", "undesirable_weight")
 """Settings that only some losses read."""
+READ_BY_REFERENCE = {
+    "reference_cache": "precomputed", "reference_sync_every": "synchronised", "reference_sync_rate": "synchronised",
+}  # fmt: skip
+"""Settings that only one kind of reference reads."""
 
 
 class DPOConfig(Config):
@@ -116,7 +120,8 @@ class DPOConfig(Config):
         )
 
     def unread(self) -> frozenset[str]:
-        return frozenset(option for option in ("beta", *OPTIONS) if not self.objective.reads(option))
+        losses = {option for option in ("beta", *OPTIONS) if not self.objective.reads(option)}
+        return frozenset(losses | {option for option, reader in READ_BY_REFERENCE.items() if self.reference != reader})
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -126,12 +131,17 @@ class DPOConfig(Config):
             raise ValueError(f"unknown loss {', '.join(unknown) or '(none)'}; it must be one of {', '.join(LOSSES)}")
         chosen, names = [LOSSES[name] for name in self.losses], ", ".join(self.losses)
         for option in sorted(self.unread() & self.model_fields_set):
-            if getattr(self, option) is not None:
-                readers = [name for name, loss in LOSSES.items() if option in loss.options]
-                raise ValueError(f"loss {names} does not read {option}; leave it out, or use {', '.join(readers)}")
+            if getattr(self, option) is None:
+                continue
+            if option in READ_BY_REFERENCE:
+                other = READ_BY_REFERENCE[option]
+                raise ValueError(f"reference {self.reference} does not read {option}; leave it out, or use reference {other}")
+            readers = [name for name, loss in LOSSES.items() if option in loss.options]
+            raise ValueError(f"loss {names} does not read {option}; leave it out, or use {', '.join(readers)}")
         if self.label_smoothing == 0 and "exo_pair" in self.losses:
             raise ValueError("exo_pair needs a label_smoothing above 0, for example 0.001")
-        if self.divergence != "reverse_kl" and not all(loss.divergence for loss in chosen if loss.reference):
+        reading = [loss for loss in chosen if loss.reference]
+        if self.divergence != "reverse_kl" and not (reading and all(loss.divergence for loss in reading)):
             able = [name for name, loss in LOSSES.items() if loss.divergence]
             raise ValueError(f"divergence {self.divergence} is not defined for loss {names}; use reverse_kl, or {', '.join(able)}")
         if self.divergence_alpha is not None and self.divergence != "alpha":
