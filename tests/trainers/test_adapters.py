@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from humanward.errors import UserError
 from humanward.models import LoraConfig, Policy, RewardModel, ValueNetwork
 from humanward.models.adapters import adapter_tensors, train_only
-from humanward.storage import Checkpoints
+from humanward.storage import Checkpoints, derive_seed
 from humanward.trainers import (
     DPOConfig,
     DPOTrainer,
@@ -29,6 +30,8 @@ from humanward.trainers import (
     implicit_rewards,
     train,
 )
+from humanward.trainers.objective import Said
+from humanward.trainers.questions import collate
 from humanward.trainers.reference import precompute
 from humanward.trainers.selftest import tiny_task
 
@@ -138,6 +141,40 @@ def test_dropout_of_adapters_is_that_of_the_step(problems: ModuleType) -> None:
         one, other = (MAKERS[name](problems, lora=DROPPING) for _ in range(2))
         assert difference(problems.trained(one), problems.trained(other)) == 0
         assert difference(problems.trained(MAKERS[name](problems)), problems.trained(MAKERS[name](problems, lora=DROPPING))) > 1e-3
+
+
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
+def test_a_loss_of_the_whole_batch_has_its_gradient_under_one_dropout(problems: ModuleType, loss: str) -> None:
+    """Both forwards drop the same: the gradient is the one of a single forward of all micro-batches with its graph."""
+    trainer = dpo(problems, lora=DROPPING, loss=loss, micro_batch_tokens=30, max_grad_norm=None)
+    trainer.step(0)  # at first an adapter adds nothing, whatever it is given
+    own = trainer.rows(1)
+    micro = trainer.micro_batches(trainer.comparisons, own)
+    assert len(micro) > 1
+    trainer.policy.train()
+    torch.manual_seed(derive_seed(trainer.seed, "dpo", 1, 0))
+    order = [place for places in micro for place in places]
+    asked = [trainer.ask(trainer.policy, trainer.comparisons, [own[place] for place in places], trainer.known)[1] for places in micro]
+    assert trainer.known is not None
+    sums = [torch.cat([x.sum(-1) for x in parts])[..., None] for parts in zip(*((a.logprobs, a.reference) for a in asked), strict=True)]
+    questions = collate([trainer.comparisons[own[place]] for place in order], 0, torch.device("cpu"))
+    value = trainer.objective.of_the_batch(Said(*sums), replace(questions, response_mask=torch.ones_like(sums[0], dtype=torch.bool)))
+    trained = trainer.updater.named
+    expected = dict(zip(trained, torch.autograd.grad(value, list(trained.values())), strict=True))
+    assert trainer.step(1)["loss"] == pytest.approx(value.item(), rel=1e-5)
+    for name, p in trained.items():
+        assert p.grad is not None
+        assert torch.allclose(p.grad, expected[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_the_reference_point_is_that_of_the_policy_without_dropout(problems: ModuleType) -> None:
+    trainer = dpo(problems, lora=DROPPING, loss="kto")
+    for index in range(3):
+        trainer.step(index)
+    rows = trainer.rows(3)
+    with torch.no_grad():
+        said = trainer.ask(trainer.policy.eval(), trainer.crossed, rows, trainer.known_crossed)[1]
+    assert trainer.step(3)["reference_point"] == pytest.approx(max(0.0, float(said.logratio.sum(-1).mean())), rel=1e-5, abs=1e-7)
 
 
 def test_a_policy_learns_from_its_own_samples_without_the_dropout_of_its_adapter(problems: ModuleType) -> None:

@@ -228,8 +228,6 @@ class DPOTrainer(Trainer):
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` questions."""
         batch = self.rows(index)
-        torch.manual_seed(derive_seed(self.seed, "dpo", index, self.accelerator.process_index))
-        self.updater.module.train()
         # The last batch may be uneven: it is filled up with questions of weight 0 so that every process has the same share.
         padded = [*batch, *(batch[0] for _ in range(-len(batch) % self.accelerator.num_processes))]
         mine = my_rows(self.accelerator, len(padded))
@@ -238,8 +236,12 @@ class DPOTrainer(Trainer):
         counted = [self.comparisons[row].weight * (number < len(batch)) for number, row in enumerate(padded)]
         total_weight, weight = sum(counted), counted[mine]
         micro = self.micro_batches(self.comparisons, own)
+        self.updater.module.eval()
         measured = self.measure(batch, own, weight)
+        self.updater.module.train()
+        self.seed_dropout(index)
         value, gradient = self.of_the_batch(own, weight, micro) if self.objective.whole_batch else (0.0, None)
+        self.seed_dropout(index)
         meter = Meter(self.config.beta, self.policy.eos_id, self.accelerator.device)
 
         def loss(module: nn.Module, places: list[int]) -> Tensor:
@@ -260,6 +262,10 @@ class DPOTrainer(Trainer):
         self.after(index, meter)
         return metrics | {name: measured[name] for name in ("reference_point", "reward_shift") if name in measured}
 
+    def seed_dropout(self, index: int) -> None:
+        """Forwards of the same micro-batches behind this drop the same of what adapters are given."""
+        torch.manual_seed(derive_seed(self.seed, "dpo", index, self.accelerator.process_index))
+
     def ask(
         self, module: nn.Module, comparisons: Sequence[Comparison], rows: Sequence[int], known: Reference | None
     ) -> tuple[Questions, Said]:
@@ -270,7 +276,10 @@ class DPOTrainer(Trainer):
 
     @torch.no_grad()
     def measure(self, batch: Sequence[int], own: Sequence[int], weight: Sequence[float]) -> dict[str, float]:
-        """What the losses need to know of the global batch before its first forward with gradient."""
+        """What the losses need to know of the global batch before its first forward with gradient.
+
+        KTO's reference point is a KL of the policy as it answers, and takes no gradient: it is measured without dropout.
+        """
         measured = {}
         total_weight = sum(self.comparisons[row].weight for row in batch)
         if self.objective.reads("mean_chosen_length"):
@@ -288,7 +297,11 @@ class DPOTrainer(Trainer):
         return measured
 
     def of_the_batch(self, own: Sequence[int], weight: Sequence[float], micro: Sequence[list[int]]) -> tuple[float, Float[Tensor, "B K"]]:
-        """Losses that sort the global batch: a first forward without gradient gives their value and their gradient to each response."""
+        """Losses that sort the global batch: a first forward without gradient gives their value and their gradient to each response.
+
+        careful: the forward that takes this gradient to the weights must drop what the first one dropped (``seed_dropout``). The gradient
+        at other log-probabilities, that of the whole adapter among them, would belong to no loss.
+        """
         device = self.accelerator.device
         K = len(self.comparisons[0].responses)
         logprob = torch.zeros(len(own), K, device=device, dtype=torch.promote_types(self.policy.head.weight.dtype, torch.float32))
