@@ -21,6 +21,7 @@ for name, settings in (
     ("sft", {"count": 15}),
     ("sft", {"count": 15, "value_head": True}),
     ("reward", {"count": 15}),
+    ("reward", {"count": 15, "weights": (0.25, 1.5, 0.5)}),
     ("reward", {"count": 15, **ONE_BY_ONE}),
     ("dpo", {"count": 15}),
     ("dpo", {"count": 15, "loss": "kto"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,14 @@ def sft(
 
 
 def reward(
-    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32, **settings: Any
-) -> RewardTrainer:
+    *, policy_seed: int = 0, accelerator: Accelerator | None = None, count: int = 16, dtype: torch.dtype = torch.float32,
+    weights: tuple[float, ...] = (1.0,), **settings: Any,
+) -> RewardTrainer:  # fmt: skip
     policy = policy_of(dtype, seed=policy_seed)
     model = RewardModel(policy.model, policy.tokenizer, generator=torch.Generator().manual_seed(policy_seed))
     config = RewardConfig(**{"lr": 3e-3, "batch_size": 8, "epochs": 2, "normalize_samples": 12, **settings})
-    return RewardTrainer(model, comparisons(count), config, reference_episodes=episodes(), seed=5, accelerator=accelerator)
+    labels = [replace(c, weight=weights[n % len(weights)]) for n, c in enumerate(comparisons(count))]
+    return RewardTrainer(model, labels, config, reference_episodes=episodes(), seed=5, accelerator=accelerator)
 
 
 def ppo(

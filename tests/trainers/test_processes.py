@@ -35,7 +35,7 @@ def free_port() -> int:
 
 @pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path: Path) -> None:
-    """SFT, reward model and direct methods on 15 rows in batches of 8, so that the last one is uneven; methods that sample, some of them in
+    """SFT, reward model, weighted too, and direct methods on 15 rows in batches of 8: the last one is uneven; methods that sample, some in
     micro-batches; a reward model and PPO in bfloat16, with heads in float32; a value head that nothing trains."""
     port = free_port()
     runs = [start(tmp_path / "one", 0, 1, port), *(start(tmp_path / "two", rank, 2, port) for rank in range(2))]
@@ -45,6 +45,7 @@ def test_two_processes_make_the_updates_of_one(tmp_path: Path) -> None:
         "sft1",
         "sft2",
         "reward1",
+        "reward2",
         "reward3",
         "dpo1",
         "dpo2",

@@ -7,7 +7,6 @@ settings of the same name; what only the trainer can know of a batch (``MEASURED
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -194,9 +193,6 @@ class Objective:
 def check_data(objective: Objective, comparisons: Sequence[Comparison]) -> None:
     """Raises UserError where a label is nothing that a chosen loss can learn from."""
     unpaired = [name for name, loss in LOSSES.items() if loss.reads == "singles"]
-    for c in comparisons:
-        if not 0 < c.weight < math.inf:
-            raise UserError(f"question {c.question_id}: its weight is {c.weight:g}; a weight must be above 0")
     for name in objective.weights:
         loss = LOSSES[name]
         for c in comparisons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -50,10 +51,13 @@ def check_questions(comparisons: Sequence[Comparison], model: PreTrainedModel, k
     """Can a model learn from them, in one batch?
 
     Raises:
-        UserError: a kind that no choice follows from, another kind or K than the first one's, or more tokens than the model's context.
+        UserError: a kind that no choice follows from, another kind or K than the first one's, a weight that is not above 0, or more tokens
+            than the model's context.
     """
     for c in comparisons:
         first = comparisons[0]
+        if not 0 < c.weight < math.inf:
+            raise UserError(f"question {c.question_id}: its weight is {c.weight:g}; a weight must be above 0")
         if c.kind not in kinds:
             raise UserError(f"question {c.question_id}: nothing is learnt from labels of kind {c.kind} yet; it must be {', '.join(kinds)}")
         if len(c.responses) != len(first.responses) or family(c) != family(first):

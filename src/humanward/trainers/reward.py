@@ -142,7 +142,7 @@ class RewardTrainer(Trainer):
         self.reward_model.choice_scale.fill_(fitted / float(self.reward_model.gain))
 
     def step(self, index: int) -> dict[str, float]:
-        """One update on ``batch_size`` questions."""
+        """One update on ``batch_size`` questions: the mean of their losses, each as often as its weight says."""
         c = self.config
         batch = self.batch(index)
         torch.manual_seed(derive_seed(self.seed, "reward dropout", index, self.accelerator.process_index))
@@ -152,6 +152,7 @@ class RewardTrainer(Trainer):
         padded = batch + [batch[0]] * (-len(batch) % self.accelerator.num_processes)
         mine = my_rows(self.accelerator, len(padded))
         own = [(comparison, number < len(batch)) for number, comparison in enumerate(padded)][mine]
+        total_weight = sum(comparison.weight for comparison in batch)
         correct: list[Tensor] = []
 
         def loss(module: nn.Module, rows: list[tuple[Comparison, bool]]) -> Tensor:
@@ -160,7 +161,7 @@ class RewardTrainer(Trainer):
             scores = module(questions.prompts, questions.prompt_mask, questions.responses, questions.response_mask)
             weight = torch.tensor([comparison.weight * is_real for comparison, is_real in rows], device=self.accelerator.device)
             correct.append((right_choices(scores, questions) & real).sum())
-            return (self.label_loss(scores, questions.target) * weight).sum() / len(batch)
+            return (self.label_loss(scores, questions.target) * weight).sum() / total_weight
 
         micro = micro_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens, self.accelerator.device)
         metrics = self.updater.update(
