@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ from humanward.trainers import (
 )
 from humanward.trainers.objective import Said
 from humanward.trainers.questions import collate
-from humanward.trainers.reference import precompute
+from humanward.trainers.reference import fingerprint, precompute
 from humanward.trainers.selftest import tiny_task
 
 LORA = LoraConfig(rank=2, alpha=8)
@@ -315,6 +316,25 @@ def test_what_is_asked_once_is_remembered_of_the_reference(problems: ModuleType,
     assert len(list(tmp_path.iterdir())) == 1
     precompute(trainer.policy, trainer.comparisons, **settings)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_numbers_that_are_in_no_weight_are_in_the_fingerprint(problems: ModuleType) -> None:
+    labels = problems.comparisons()
+
+    def found(change: Callable[[Any], Any] = lambda config: None, **lora: Any) -> str:
+        policy = problems.policy_of(torch.float32, seed=1)
+        change(policy.model.config)
+        return fingerprint(policy.adapt(LORA.model_copy(update=lora), seed=4) if lora else policy, labels)
+
+    same = [found(lambda config: setattr(config, "_name_or_path", "elsewhere")), found(lambda config: setattr(config, "use_cache", False))]
+    assert same == [found()] * 2
+    others = [
+        found(lambda config: config.rope_parameters.update(rope_theta=500.0)),
+        found(lambda config: setattr(config, "final_logit_softcapping", 30.0)),
+        found(lambda config: setattr(config, "rms_norm_eps", 1e-5)),
+        *(found(**lora) for lora in ({"alpha": 8}, {"alpha": 4}, {"alpha": 8, "rslora": True})),
+    ]
+    assert len({*same, *others}) == 7
 
 
 def test_a_reference_that_is_not_there_is_one_line(problems: ModuleType) -> None:

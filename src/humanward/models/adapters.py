@@ -188,6 +188,12 @@ def adapter_tensors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     return found
 
 
+def adapter_scales(model: PreTrainedModel, name: str | None) -> list[float]:
+    """What an adapter's part is multiplied by in each layer: alpha / rank, or what rslora makes of it."""
+    switch = switch_of(trunk_of(model))
+    return [] if switch is None or name is None else [float(layer.scaling[name]) for layer in switch.layers if name in layer.scaling]
+
+
 def weights_at_work(model: PreTrainedModel, adapter: str | None) -> dict[str, Tensor]:
     """What a model computes with, its adapter included, under names that do not tell who else shares the trunk."""
     found: dict[str, Tensor] = {

@@ -19,12 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from humanward.errors import UserError
 from humanward.maths.full_kl import linear_kl
 from humanward.maths.logprobs import linear_log_collision, linear_logprobs
-from humanward.models.adapters import LoraConfig, add_adapter, at_work, read_adapter, save_model, weights_at_work
+from humanward.models.adapters import LoraConfig, adapter_scales, add_adapter, at_work, read_adapter, save_model, weights_at_work
 from humanward.models.forward import packs_exactly, predicting_states
 from humanward.models.fusing import fuse_activations
 from humanward.models.loading import Quantize, load_causal_lm, load_tokenizer, resolve, trunk_of
 
 _VALUE_HEAD = "value_head.safetensors"
+_ABOUT_FILES = ("architectures", "transformers_version", "dtype", "torch_dtype", "use_cache")
+"""Of a model's config: what is said elsewhere, or says nothing of what is computed."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +299,14 @@ class Policy(nn.Module):
             raise UserError("a policy without an adapter has no reference of its own; take frozen_copy(), or adapt it (lora)")
         return self.beside()
 
+    def settings(self) -> dict[str, Any]:
+        """What it computes with and is in no weight: the base of rotary positions, a cap of logits, the scale of an adapter, ..."""
+        config = self.model.config.to_dict()
+        told = {name: value for name, value in config.items() if not name.startswith("_") and name not in _ABOUT_FILES}
+        return {"config": told, "adapter": adapter_scales(self.model, self.adapter)}
+
     def weights(self) -> dict[str, Tensor]:
-        """What it computes with, without what others have on a shared trunk: a fingerprint of them is one of its distribution."""
+        """What it computes with, without what others have on a shared trunk; with ``settings``, its distribution."""
         return weights_at_work(self.model, self.adapter)
 
     def at_work(self) -> AbstractContextManager[None]:

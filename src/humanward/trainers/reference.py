@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -93,8 +94,8 @@ def precompute(
 
 
 def fingerprint(model: Policy, comparisons: Sequence[Comparison]) -> str:
-    """Which weights spoke of which tokens: a hash of both."""
-    digest = hashlib.sha256()
+    """Which model spoke of which tokens: a hash of its settings, its weights and the tokens."""
+    digest = hashlib.sha256(json.dumps(model.settings(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.weights().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
