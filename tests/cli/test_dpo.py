@@ -183,6 +183,20 @@ def test_fine_tuning_on_chosen_responses_comes_first_where_it_is_asked_for(parts
     assert first["chosen_moved"] == pytest.approx(0, abs=1e-5), "DPO begins at its reference, which is the fine-tuned model"
 
 
+def test_fine_tuning_on_chosen_responses_leaves_out_what_is_dropped(parts: Parts, tmp_path: Path) -> None:
+    """Of 12 questions 8 have a safe response: at 4 per update, two updates."""
+    rows = [
+        {"prompt": f"w2 w{n % 4 + 2}", "responses": [f"good w{n % 3 + 2}", "bad"], "best": 0, "safe": [n % 3 > 0, False]} for n in range(12)
+    ]
+    rows.append({"prompt": "w6", "responses": ["good", "bad"], "best": 0, "safe": [True, False], "split": "validation"})
+    path = tmp_path / "best.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["dpo.drop=[dual_unsafe]", "dpo.sft_first.batch_size=4", "evaluation.prompts=1"]
+    done = run("dpo", tmp_path / "run", *offline(parts, path), *settings)
+    assert done.code == 0, done.err
+    assert [row["stage"] for row in MetricsLog(tmp_path / "run/metrics.jsonl").read()].count("chosen_sft") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -223,7 +223,8 @@ def chosen_first(context: Context, round: int, output: Path) -> None:
     """Where a direct method begins, and is held to, if no model was fine-tuned on such texts before."""
     settings = context.config.dpo.sft_first
     assert settings is not None
-    supervise_on_chosen(context, "chosen_sft", settings, comparisons(context, 1)[0], output)
+    training, _ = comparisons(context, 1)
+    supervise_on_chosen(context, "chosen_sft", settings, without_dual(training, context.config.dpo.drop), output)
 
 
 def supervise_on_chosen(context: Context, stage: str, settings: SFTConfig, labels: Sequence[Comparison], output: Path) -> None:
