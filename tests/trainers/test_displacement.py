@@ -90,6 +90,37 @@ def test_of_single_responses_each_side_has_its_own_mean(problems: ModuleType) ->
     assert not {"accuracy", "length_confound", "both_fell"} & found.keys()
 
 
+def test_ties_are_neither_chosen_nor_rejected(problems: ModuleType) -> None:
+    """Pairs of which some are tied have the numbers of the others alone, in either order of their responses."""
+    rows = ending(problems)
+    tied = [replace(c, kind="pair", target=[0.5, 0.5]) for c in rows[5:]]
+    turned = [replace(c, responses=c.responses[::-1]) for c in tied]
+    policies = [problems.policy_of(torch.float64, seed=seed) for seed in (0, 2)]
+    alone, among, others = (
+        DPOTrainer(*policies, part, DPOConfig(batch_size=len(part), lr=1e-30)).step(0)
+        for part in (rows[:5], rows[:5] + tied, rows[:5] + turned)
+    )
+    names = {"accuracy", "margin", "both_fell", "length_confound"} | {
+        f"{side}_{what}" for side in ("chosen", "rejected") for what in ("logprob", "moved", "moved_per_token", "eos_moved")
+    }
+    assert {name: among[name] for name in names} == pytest.approx({name: alone[name] for name in names})
+    assert {name: others[name] for name in names} == pytest.approx({name: alone[name] for name in names})
+    only = DPOTrainer(*policies, tied, DPOConfig(batch_size=len(tied), lr=1e-30)).step(0)
+    assert not names & only.keys()
+
+
+def test_all_of_several_best_responses_are_chosen(problems: ModuleType) -> None:
+    """Ranks 0, 0, 1: the mean of the first two over the third."""
+    rows = [replace(c, kind="ranking", target=[0, 0, 1]) for c in problems.comparisons(8)]
+    policies = [problems.policy_of(torch.float64, seed=seed) for seed in (0, 2)]
+    trainer = DPOTrainer(*policies, rows, DPOConfig(batch_size=8))
+    moved = np.array([[float(np.subtract(*moved_tokens(trainer, c.prompt.tokens, r.tokens)).sum()) for r in c.responses] for c in rows])
+    found = trainer.step(0)
+    assert found["chosen_moved"] == pytest.approx(moved[:, :2].mean())
+    assert found["rejected_moved"] == pytest.approx(moved[:, 2].mean())
+    assert found["accuracy"] == pytest.approx((moved.argmax(1) < 2).mean())
+
+
 def alike(**settings: Any) -> tuple[DPOTrainer, list[str]]:
     """A pair of words that the model tells apart most easily by making both unlikely, and what is said of 40 steps on it.
 

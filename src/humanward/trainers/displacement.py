@@ -22,8 +22,11 @@ from humanward.trainers.updates import sum_over_processes
 class Meter:
     """Sums over the questions of a step, on all processes, from which its metrics follow.
 
-    accuracy, margin: share of questions whose preferred response has the highest implicit reward; its lead over the mean of the others,
-        score units. Without a reference the reward is beta times the mean log-probability per token.
+    Labels that prefer nothing, such as ties, have neither chosen nor rejected responses; where several responses are the best, all of them
+    are chosen.
+
+    accuracy, margin: share of questions in which a preferred response has the highest implicit reward; the lead of the preferred ones' mean
+        over the others', score units. Without a reference the reward is beta times the mean log-probability per token.
     chosen_logprob, rejected_logprob: log pi, nats per response.
     chosen_moved, rejected_moved, and the same _per_token: log(pi / rho), nats.
     mass_off_both: share of the reference's probability of all responses of a question that has gone elsewhere, 0 to 1.
@@ -37,7 +40,7 @@ class Meter:
         self.beta, self.eos_id = beta, eos_id
         self.sums = torch.zeros(len(_NAMES), dtype=torch.float64, device=device)
         self.mean_reward = math.nan
-        """Of chosen and rejected responses alike, score units; known after ``metrics``."""
+        """Of chosen, rejected and tied responses alike, score units; known after ``metrics``."""
 
     @torch.no_grad()
     def add(self, said: Said, questions: Questions, scores: Float[Tensor, "B K"], weight: Float[Tensor, " B"]) -> None:
@@ -47,12 +50,17 @@ class Meter:
         length = mask.sum(-1)
         if K == 1:
             chosen, rejected = questions.target, 1 - questions.target
+            both = torch.ones_like(chosen)
         else:
-            chosen = torch.nn.functional.one_hot(questions.best, K).to(scores.dtype)
-            rejected = (1 - chosen) / (K - 1)
+            best = questions.are_best
+            decided = ~best.all(1, keepdim=True)
+            chosen = (best & decided).to(scores.dtype) / best.sum(1, keepdim=True)
+            rejected = (~best).to(scores.dtype) / (~best).sum(1, keepdim=True).clamp(min=1)
+            both = torch.where(decided, (chosen + rejected) / 2, 1 / K)
         rewards = self.beta * scores
         logprob = said.logprobs.sum(-1)
-        rows = {"questions": torch.ones_like(weight), "right": rewards.argmax(1) == questions.best}
+        right = chosen.gather(1, rewards.argmax(1, keepdim=True)).squeeze(1) > 0
+        rows = {"questions": torch.ones_like(weight), "right": right, "reward": both * rewards}
         for name, share in (("chosen", chosen), ("rejected", rejected)):
             rows |= {name: share, f"{name}_reward": share * rewards, f"{name}_logprob": share * logprob, f"{name}_tokens": share * length}
             if said.reference is not None:
@@ -73,15 +81,15 @@ class Meter:
     def metrics(self, accelerator: Accelerator, *, pairs: bool, reference: bool) -> dict[str, float]:
         """Of the global batch. What nothing is known of is left out."""
         s = dict(zip(_NAMES, sum_over_processes(accelerator, self.sums).tolist(), strict=True))
-        self.mean_reward = _ratio(s["chosen_reward"] + s["rejected_reward"], s["chosen"] + s["rejected"])
+        self.mean_reward = _ratio(s["reward"], s["questions"])
         found = {
             "margin": _ratio(s["chosen_reward"], s["chosen"]) - _ratio(s["rejected_reward"], s["rejected"]),
             **{f"{name}_logprob": _ratio(s[f"{name}_logprob"], s[name]) for name in ("chosen", "rejected")},
         }
         if pairs:
-            n = s["questions"]
+            n = s["chosen"]
             spread = math.sqrt(max(n * s["margin2"] - s["margin"] ** 2, 0.0) * max(n * s["lead2"] - s["lead"] ** 2, 0.0))
-            found |= {"accuracy": s["right"] / n, "length_confound": _ratio(n * s["margin_lead"] - s["margin"] * s["lead"], spread)}
+            found |= {"accuracy": _ratio(s["right"], n), "length_confound": _ratio(n * s["margin_lead"] - s["margin"] * s["lead"], spread)}
         if reference:
             for name in ("chosen", "rejected"):
                 found[f"{name}_moved"] = _ratio(s[f"{name}_moved"], s[name])
@@ -89,12 +97,12 @@ class Meter:
                 found[f"{name}_eos_moved"] = _ratio(s[f"{name}_eos_moved"], s[f"{name}_ends"])
             found["mass_off_both"] = s["mass_off"] / s["questions"]
             if pairs:
-                found["both_fell"] = s["both_fell"] / s["questions"]
+                found["both_fell"] = _ratio(s["both_fell"], s["chosen"])
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 _NAMES = (
-    "questions", "right", "margin", "lead", "margin2", "lead2", "margin_lead", "mass_off", "both_fell",
+    "questions", "right", "reward", "margin", "lead", "margin2", "lead2", "margin_lead", "mass_off", "both_fell",
     *(f"{side}{what}" for side in ("chosen", "rejected")
       for what in ("", "_reward", "_logprob", "_tokens", "_moved", "_ends", "_eos_moved")),
 )  # fmt: skip

@@ -38,9 +38,9 @@ class Questions:
     that was judged alone: 1 where it was liked, 0 where it was not."""
 
     @property
-    def best(self) -> Int[Tensor, " B"]:
-        """The response that was preferred; the first of several."""
-        return self.target.argmin(1) if self.ranked else self.target.argmax(1)
+    def are_best(self) -> Bool[Tensor, "B K"]:
+        """Which responses were preferred; all of a question where its label prefers none."""
+        return self.target == (self.target.amin(1, keepdim=True) if self.ranked else self.target.amax(1, keepdim=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is kept of a batch for inspection."""
