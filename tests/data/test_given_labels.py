@@ -93,3 +93,12 @@ def test_faults_are_lines(tmp_path: Path) -> None:
         read_given(path, task())
     given = read_given(f"{path}?faulty=skip", task())
     assert (len(given.labels), given.skipped) == (1, 1)
+
+
+def test_rankings_of_several_lengths_are_read_as_the_pairs_that_the_message_names(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.jsonl"
+    rows = [{"prompt": "w2", "responses": ["good", "bad", "w3", "w4"][:k], "ranks": [0, 1, 2, 3][:k]} for k in (3, 4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"ranks.jsonl:2: 4 responses, but the first label has 3; .*: FILE\?kind=pair reads them as pairs"):
+        read_given(path, task())
+    assert len(read_given(f"{path}?kind=pair", task()).labels) == 3 + 6

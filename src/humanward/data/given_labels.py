@@ -73,7 +73,7 @@ def read_given(path: Path | str, task: Task, *, response_length: int | None = No
         first = next(iter(questions.values()), question)
         if len(question.responses) != len(first.responses):
             counts = f"{len(question.responses)} responses, but the first label has {len(first.responses)}"
-            raise UserError(f"{row.labeled.where}: {counts}; all labels must have as many")
+            raise UserError(f"{row.labeled.where}: {counts}; all labels must have as many: FILE?kind=pair reads them as pairs")
         questions.setdefault(question.id, question)
         labels += [_label(label, question, len(labels)) for label in row.labeled.labels]
     if not labels:

@@ -63,7 +63,7 @@ def check_questions(comparisons: Sequence[Comparison], model: PreTrainedModel, k
         if len(c.responses) != len(first.responses) or family(c) != family(first):
             raise UserError(
                 f"question {c.question_id}: {c.kind} of {len(c.responses)} responses among {first.kind} of {len(first.responses)}; "
-                "train on labels of one kind and one K"
+                "train on labels of one kind and one K: FILE?kind=pair reads choices and rankings as pairs"
             )
         check_context(model, len(c.prompt.tokens), max(len(r.tokens) for r in c.responses), what=f"question {c.question_id}")
 
