@@ -250,7 +250,7 @@ def target_cases() -> Iterator[Case]:
         ("kind", "x.jsonl?kind=duel", "there are best_of_k, pair"),
         ("format", "x.jsonl?format=yaml", "there are table, best_of_k"),
         ("faulty", "x.jsonl?faulty=mend", "there is skip"),
-        ("setting", "x.jsonl?colour=red", "there are format, kind, faulty"),
+        ("setting", "x.jsonl?colour=red", "there are format, kind, middle, faulty"),
     ):
         yield Case(f"setting-{name}", source, lines(PAIR), (None,), says)
     yield Case("another-format", "x.jsonl?format=shp", lines(PAIR), (1,), "`human_ref_A` is missing")

@@ -197,6 +197,20 @@ def test_fine_tuning_on_chosen_responses_leaves_out_what_is_dropped(parts: Parts
     assert [row["stage"] for row in MetricsLog(tmp_path / "run/metrics.jsonl").read()].count("chosen_sft") == 2
 
 
+def test_ratings_of_any_scale_are_judgements_by_their_middle(parts: Parts, tmp_path: Path) -> None:
+    path = tmp_path / "stars.jsonl"
+    rows = [
+        {"prompt": f"w{n % 5 + 2}", "response": f"{'good' if n % 2 else 'bad'} w2", "rating": 4 + n // 2 % 2 if n % 2 else 2}
+        for n in range(20)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = offline(parts, tmp_path / "stars.jsonl?kind=binary&middle=3")
+    done = run("dpo", tmp_path / "run", *words, "dpo.loss=kto", "evaluation.prompts=1", "labels.validation_share=0.2")
+    assert done.code == 0, done.err
+    last = MetricsLog(tmp_path / "run/metrics.jsonl").read()[-1]
+    assert last["chosen_moved"] > 0 > last["rejected_moved"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -205,6 +219,10 @@ def test_fine_tuning_on_chosen_responses_leaves_out_what_is_dropped(parts: Parts
         (["--data", "DATA", "dpo.drop=[dual_unsafe]"], "dpo.drop needs `safe` in its row, a list of true or false for each response"),
         (["--data", "DATA", "labels.leave_out_long=false", "task.response_length=3"], "pairs.jsonl:8: the longest response has"),
         (["--data", "DATA", "task.response_length=1"], "none of its 24 labels fits task.prompt_length and task.response_length"),
+        (
+            ["--data", "RATED", "dpo.loss=kto"],
+            "method dpo learns nothing from ratings, whose scale their file does not tell: write FILE?kind=",
+        ),
         (["--data", "BAD"], "bad.jsonl:2: `chosen` and `rejected` are the same text; delete the row"),
     ],
 )
@@ -213,7 +231,9 @@ def test_what_cannot_be_trained_on_is_one_line(parts: Parts, tmp_path: Path, wor
     bad = tmp_path / "bad.jsonl"
     rows = [{"prompt": "w2", "chosen": "good", "rejected": "bad"}, {"prompt": "w2", "chosen": "good", "rejected": "good"}]
     bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [{"DATA": str(data), "BAD": str(bad)}.get(word, word) for word in words]
+    rated = tmp_path / "rated.jsonl"
+    rated.write_text("".join(json.dumps({"prompt": f"w{n}", "response": "good", "rating": n}) + "\n" for n in range(1, 6)))
+    words = [{"DATA": str(data), "BAD": str(bad), "RATED": str(rated)}.get(word, word) for word in words]
     done = run("dpo", tmp_path / "run", *words, "--model", str(parts.model), "self_test=false")
     assert done.code == 2, done.err
     assert said in done.err

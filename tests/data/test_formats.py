@@ -209,6 +209,24 @@ def test_a_label_as_another_kind(row: dict[str, Any], kind: str, expected: list[
     assert {(one.question.kind, one.labels[0].kind, one.labels[0].weight) for one in found} == {(kind, kind, 2.0)}
 
 
+def test_numbers_are_divided_at_the_middle_that_is_given(tmp_path: Path) -> None:
+    """Stars from 1 to 5: 4 and 5 are liked, 1 and 2 are not, 3 says nothing."""
+    path = write(tmp_path / "stars.jsonl", *({"prompt": "Q", "response": str(stars), "rating": stars} for stars in range(1, 6)))
+    found = [(one.question.responses[0].text, one.labels[0].answer) for one in read(f"{path}?kind=binary&middle=3")]
+    assert found == [("1", False), ("2", False), ("4", True), ("5", True)]
+    with pytest.raises(
+        UserError, match=r"stars.jsonl:1: the scale of .*rating \(1.0\) is not known: write FILE\?kind=binary&middle=NUMBER"
+    ):
+        read(f"{path}?kind=binary")
+    with pytest.raises(UserError, match="middle=3: it divides numbers into liked and not; write kind=binary&middle=3"):
+        read(f"{path}?middle=3")
+    with pytest.raises(UserError, match="middle=three: expected a number"):
+        read(f"{path}?kind=binary&middle=three")
+    scored = write(tmp_path / "scored.jsonl", {"prompt": "Q", "responses": ["A", "B", "C"], "scores": [4, 3.5, 1]})
+    assert [one.labels[0].answer for one in read(f"{scored}?kind=binary&middle=3")] == [True, True, False]
+    assert [one.labels[0].answer for one in read(f"{scored}?kind=binary")] == [True, False, False]
+
+
 def test_what_a_loss_reads_of_each_kind(tmp_path: Path) -> None:
     rows = [
         {"prompt": "Q", "responses": ["A", "B"], "kind": "pair", "answer": "tie", "weight": 0.5},

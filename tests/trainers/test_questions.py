@@ -17,9 +17,7 @@ def label(kind: str, target: Any, count: int = 2, **metadata: Any) -> Comparison
     return Comparison(Prompt("p", "p", (1,), metadata), responses, kind, target, question_id="q")
 
 
-def test_numbers_become_judgements() -> None:
-    rows = [label("rating", 9, 1), label("rating", 5, 1), label("rating", 4.5, 1)]
-    assert [(c.kind, c.target) for c in as_judged(rows)] == [("binary", 1), ("binary", 0)]
+def test_differences_become_judgements() -> None:
     rows = [label("difference", 2), label("difference", -0.5), label("difference", 0), label("pair", 1)]
     assert [(c.kind, c.target) for c in as_judged(rows)] == [("pair", 0), ("pair", 1), ("pair", [0.5, 0.5]), ("pair", 1)]
 

@@ -49,7 +49,13 @@ def check_inputs(context: Context) -> None:
     if config.method == "ppo" and config.ppo.ptx is not None:
         pretraining_texts(config.ppo.ptx, context.task)
     if config.labeler.startswith("labels:"):
-        if not without_dual(to_comparisons(*context.given_labels), config.dpo.drop):
+        questions, labels = context.given_labels
+        if config.method == "dpo" and any(question.kind == "rating" for question in questions):
+            raise UserError(
+                "method dpo learns nothing from ratings, whose scale their file does not tell: write FILE?kind=binary&middle=NUMBER, which "
+                "reads those above the middle as liked, those below as not"
+            )
+        if not without_dual(to_comparisons(questions, labels), config.dpo.drop):
             raise UserError("dpo.drop leaves no label; drop less")
     elif config.dpo.drop:
         raise UserError("dpo.drop: only labels from a file can say which responses are safe; leave it out, or set labeler=labels:FILE")

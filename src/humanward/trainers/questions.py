@@ -20,8 +20,6 @@ KINDS = ("best_of_k", "pair", "soft", "ranking")
 """What can be learnt from: a choice, or an order."""
 DIRECT_KINDS = (*KINDS, "binary")
 """Direct methods learn from responses that were judged alone too."""
-MIDDLE_RATING = 5
-"""Of the scale from 1 to 9."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +93,10 @@ def best_responses(comparison: Comparison) -> list[int]:
 
 
 def as_judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Numbers as the judgements that direct methods learn from: a rating above the middle of its scale is a liked response, one below is
-    not, the middle says nothing; a difference is the better of a pair, or a tie.
-    """
+    """Differences as the judgements that direct methods learn from: the better of a pair, or a tie."""
     made = []
     for c in comparisons:
-        if c.kind == "rating" and c.target == MIDDLE_RATING:
-            continue
-        if c.kind == "rating":
-            c = replace(c, kind="binary", target=int(c.target > MIDDLE_RATING))  # pyright: ignore[reportOperatorIssue]
-        elif c.kind == "difference":
+        if c.kind == "difference":
             best = best_responses(c)
             c = replace(c, kind="pair", target=best[0] if len(best) == 1 else [0.5, 0.5])
         made.append(c)

@@ -25,12 +25,13 @@ from humanward.data.formats import (
     ziegler2019,
 )
 from humanward.data.formats.csv_text import read_csv
-from humanward.data.formats.rows import Labeled, Row
+from humanward.data.formats.rows import Labeled, Row, numeric
 from humanward.data.locations import HUB_SETTINGS, Location, Rows, parquet_rows
 from humanward.errors import UserError
+from humanward.records.answers import is_number
 from humanward.records.files import Faults, InputFile, Limits
 
-SETTINGS = ("format", "kind", "faulty", *HUB_SETTINGS)
+SETTINGS = ("format", "kind", "middle", "faulty", *HUB_SETTINGS)
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
 _PARQUET = b"PAR1"
 
@@ -76,8 +77,9 @@ class LabelFile:
     """The labels of a file, a folder or a data set.
 
     Args:
-        source: ``PLACE`` or ``PLACE?format=…&kind=…&faulty=skip&split=…&config=…``. ``kind`` reads the labels as another kind, where they
-            have a meaning as one; ``faulty=skip`` leaves rows with a fault out.
+        source: ``PLACE`` or ``PLACE?format=…&kind=…&middle=…&faulty=skip&split=…&config=…``. ``kind`` reads the labels as another kind,
+            where they have a meaning as one; ``middle`` is that of the scale of numbers that become ``kind=binary``; ``faulty=skip`` leaves
+            rows with a fault out.
         format: a name of ``READERS``; None: what the source says, else by the columns of the first row.
         decode: the text of token ids, for files of the 2019 form.
     """
@@ -98,10 +100,21 @@ class LabelFile:
         self.kind = settings.get("kind")
         if self.kind is not None and self.kind not in views.KINDS:
             raise UserError(f"{self.source}: kind={self.kind}: there are {', '.join(views.KINDS)}")
+        self.middle = self._middle(settings.get("middle"))
         if settings.get("faulty", "skip") != "skip":
             raise UserError(f"{self.source}: faulty={settings['faulty']}: there is skip, which leaves rows with a fault out")
         self.skipped = Faults(shown=0) if "faulty" in settings else None
         """The faults of rows that are left out."""
+
+    def _middle(self, text: str | None) -> float | None:
+        if text is None:
+            return None
+        if self.kind != "binary":
+            raise UserError(f"{self.source}: middle={text}: it divides numbers into liked and not; write kind=binary&middle={text}")
+        middle = numeric(text)
+        if not is_number(middle):
+            raise UserError(f"{self.source}: middle={text}: expected a number, such as 3 on a scale from 1 to 5")
+        return float(middle)
 
     def labeled(self) -> Iterator[Labeled]:
         """The questions and labels of all rows without a fault, in the order of the file. The faults are in ``faults``."""
@@ -114,7 +127,7 @@ class LabelFile:
                     reader = self._reader(values, where)
                 with row_faults.noted():
                     found = reader(Row(where, values))
-                    yield from views.as_kind(found, self.kind) if self.kind else (found,)
+                    yield from views.as_kind(found, self.kind, self.middle) if self.kind else (found,)
         except UserError as error:
             self.faults.add(str(error))
         if not self.rows_read and not self.faults.count:

@@ -13,7 +13,7 @@ from humanward.records import Label, Question
 from humanward.records.answers import TIE
 
 MIDDLE_RATING = 5.0
-"""Ratings of a store go from 1 to 9."""
+"""Ratings of a store go from 1 to 9. Those of files have scales of their own."""
 KINDS = ("best_of_k", "pair", "ranking", "soft", "difference", "rating", "scores", "binary")
 """What a label may be. ``scores``: a number for each of K responses; ``binary``: whether the one response was liked."""
 
@@ -54,31 +54,41 @@ def pairs(kind: str, answer: Any, count: int) -> tuple[list[tuple[int, int, floa
     return [(a, b, found[a] - found[b] if graded else None) for a, b in ordered], count * (count - 1) // 2 - len(ordered)
 
 
-def approved(kind: str, answer: Any, count: int) -> list[tuple[int, bool]]:
+def approved(kind: str, answer: Any, count: int, middle: float | None = None) -> list[tuple[int, bool]]:
     """(index, whether it is a good one) of every response that the label judges.
 
-    The best ones are good and all others are not; nothing is said where all are equal. A rating is good above the middle of its scale.
+    The best ones are good and all others are not; nothing is said where all are equal. Ratings, and scores where ``middle`` is given, are
+    good above the middle of their scale, and say nothing there. ``middle``: None is that of a store's ratings.
     """
     if kind == "binary":
         return [(0, answer)]
+    if kind == "rating" or (kind == "scores" and middle is not None):
+        numbers, middle = [answer] if kind == "rating" else answer, MIDDLE_RATING if middle is None else middle
+        return [(index, number > middle) for index, number in enumerate(numbers) if number != middle]
     found = values(kind, answer, count)
     if found is None:
-        return [] if answer == MIDDLE_RATING else [(0, answer > MIDDLE_RATING)]
+        return []
     top = max(found)
     return [] if min(found) == top else [(index, value == top) for index, value in enumerate(found)]
 
 
-def as_kind(labeled: Labeled, kind: str) -> Iterator[Labeled]:
-    """The same as labels of another kind, as many as come of it.
+def as_kind(labeled: Labeled, kind: str, middle: float | None = None) -> Iterator[Labeled]:
+    """The same as labels of another kind, as many as come of it. ``middle``: of the scale of ratings and scores that become binary.
 
     Raises:
-        UserError: the kind has no word for what the label says; the message names those that have.
+        UserError: the kind has no word for what the label says; the message names those that have. Or ratings without a ``middle``.
     """
     if labeled.question.kind == kind:
         yield labeled
         return
     for label in labeled.labels:
-        found = _BECOMES[kind](label, len(labeled.question.responses)) if kind in _BECOMES else None
+        count = len(labeled.question.responses)
+        if kind == "binary" and label.kind == "rating" and middle is None:
+            raise UserError(f"{labeled.where}: the scale of {told(label)} is not known: write FILE?kind=binary&middle=NUMBER")
+        if kind == "binary" and middle is not None and label.kind in ("rating", "scores"):
+            found = [((index,), good) for index, good in approved(label.kind, label.answer, count, middle)]
+        else:
+            found = _BECOMES[kind](label, count) if kind in _BECOMES else None
         if found is None:
             raise UserError(f"{labeled.where}: {told(label)} cannot become {kind}; it can become {_alternatives(label, labeled.question)}")
         for indices, answer in found:
