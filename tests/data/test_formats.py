@@ -136,6 +136,15 @@ def test_a_row_is_understood_in_every_container(container: str, tmp_path: Path) 
             read(f"{path}?split=dev")
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_what_a_row_says_of_its_label_is_read_from_every_format(name: str, tmp_path: Path) -> None:
+    more = {"weight": 0.5, "labeler": "ann", "time": "2026-11-21T14:30:00+00:00"}
+    split = "valid1" if name == "stiennon2020" else "validation"
+    (labeled,) = read(write(tmp_path / "x.jsonl", ROWS[name][0] | more | {"split": split}))
+    (label,) = labeled.labels
+    assert (label.weight, label.labeler, label.time[:16], labeled.question.split) == (0.5, "ann", "2026-11-21T14:30", "validation")
+
+
 def test_csv_holds_lists_as_json_and_texts_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text('prompt,responses,ranks,weight\n"Q, they asked","[""A"", ""B""]","[1, 0]",2\n', encoding="utf-8")

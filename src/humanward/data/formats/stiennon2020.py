@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from humanward.data.formats import views
-from humanward.data.formats.rows import Labeled, Row, asked, said, short, written
+from humanward.data.formats.rows import Labeled, Row, asked, marked, said, short, written
 from humanward.errors import UserError
 from humanward.records import Label, Question
 from humanward.records.answers import is_whole
@@ -33,10 +33,8 @@ def read(row: Row) -> Labeled:
     known = {str(key): value for key, value in info.items() if value is not None}
     question = asked(_prompt(row, info), texts, "pair", split=SPLITS[split], sources=policies, metadata=known)  # type: ignore[arg-type]
     notes = [str(summary["note"]) for summary in summaries if summary.get("note")]
-    return Labeled(
-        row.where, question,
-        (said("pair", choice, labeler=row.name("worker"), confidence=_confidence(row), comment="\n".join(notes)),),
-    )  # fmt: skip
+    marks = {"labeler": row.name("worker"), **marked(row)}
+    return Labeled(row.where, question, (said("pair", choice, confidence=_confidence(row), comment="\n".join(notes), **marks),))
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:

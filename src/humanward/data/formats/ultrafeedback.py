@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from humanward.data.formats.pairs import compared, margin
-from humanward.data.formats.rows import Labeled, Row, asked, numeric, said, short, written
+from humanward.data.formats.rows import Labeled, Row, asked, marked, numeric, said, short, written
 from humanward.errors import UserError
 from humanward.records import Label, Question
 from humanward.records.answers import is_number
@@ -33,7 +33,7 @@ def read(row: Row) -> Labeled:
     found = [_completion(one, f"{row.where}: `completions[{number}]`") for number, one in enumerate(completions)]
     sources = [source for *_, source in found]
     question = asked(prompt, [text for text, *_ in found], "scores", split=row.split(), sources=sources)
-    return Labeled(row.where, question, (said("scores", [score for _, score, _ in found]),))
+    return Labeled(row.where, question, (said("scores", [score for _, score, _ in found], **marked(row)),))
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:

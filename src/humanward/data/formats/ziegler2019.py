@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from humanward.data.formats import views
-from humanward.data.formats.rows import Labeled, Row, asked, said, short
+from humanward.data.formats.rows import Labeled, Row, asked, marked, said, short
 from humanward.errors import UserError
 from humanward.records import Label, Question
 from humanward.records.answers import is_whole
@@ -33,12 +33,12 @@ def read(row: Row, decode: Decode | None = None) -> Labeled:
         raise UserError(f"{row.where}: expected `sample0`, `sample1`, … without a gap, found {', '.join(names) or 'none'}")
     texts, tokens = zip(*(_text(row, name, decode) for name in ("query", *names)), strict=True)
     best = row.whole("best", 0, len(names) - 1)
-    question = asked(texts[0], texts[1:], "best_of_k")
+    question = asked(texts[0], texts[1:], "best_of_k", split=row.split())
     question = replace(
         question, prompt=replace(question.prompt, tokens=tokens[0]),
         responses=tuple(replace(response, tokens=ids) for response, ids in zip(question.responses, tokens[1:], strict=True)),
     )  # fmt: skip
-    return Labeled(row.where, question, (said("best_of_k", best),))
+    return Labeled(row.where, question, (said("best_of_k", best, **marked(row)),))
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
