@@ -56,6 +56,26 @@ def test_a_file_gives_a_measured_reward_model(parts: Parts, tmp_path: Path) -> N
     assert json.loads(status.out)["next"] == {"stage": "ppo", "round": 1}
 
 
+def test_accuracy_is_told_by_the_batches_and_policies_of_a_file(parts: Parts, tmp_path: Path) -> None:
+    """Of 16 comparisons that are held out, half are of either batch."""
+    rows = [
+        {
+            "info": {"post": f"w{n % 4 + 2} w{n // 4 % 4 + 2} w{n // 16 + 2}"}, "choice": n % 2, "batch": f"batch{n % 4 // 2 + 1}",
+            "summaries": [{"text": f" w{k + 2} w{n % 3 + 2}", "policy": ("sup1", "ppo2")[k]} for k in range(2)],
+            "split": "train" if n < 32 else "valid1", "extra": {"confidence": 8 if n % 2 else 2},
+        }
+        for n in range(48)
+    ]  # fmt: skip
+    data = tmp_path / "comparisons.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["threads=1", "self_test=false", "evaluation.prompts=4", "reward.normalize_samples=8"]
+    done = run("reward", tmp_path / "run", "--data", data, "--model", parts.model, "--json", *settings)
+    assert done.code == 0, done.err
+    by = {key: {row["group"]: row["labels"] for row in rows} for key, rows in json.loads(done.out)["reward_validation"]["by"].items()}
+    assert by["policies"] == {"ppo2 and sup1": 16}
+    assert by["batch"] == {"batch1": 8, "batch2": 8}
+
+
 def test_settings_without_a_file_are_refused(parts: Parts, tmp_path: Path) -> None:
     done = run("reward", tmp_path / "run", "reward.lr=0.1")
     assert done.code == 2

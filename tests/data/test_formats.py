@@ -332,6 +332,13 @@ def test_a_conversation_keeps_its_messages_from_list_to_list(tmp_path: Path) -> 
     assert row["chosen"] == "\n\nSystem: Be kind.\n\nHuman: Q\n\nAssistant: A\n\nHuman: Q\n\nAssistant: A"
 
 
+def test_a_batch_survives(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", ROWS["stiennon2020"][0] | {"batch": "batch17"})
+    convert(path, tmp_path / "y.jsonl", "stiennon2020")
+    (row,) = map(json.loads, (tmp_path / "y.jsonl").read_text().splitlines())
+    assert (row["batch"], row["info"]) == ("batch17", {"post": "Q"})
+
+
 def test_leaving_out_is_counted(tmp_path: Path) -> None:
     tie = {"prompt": "Q", "responses": ["A", "B"], "kind": "pair", "answer": "tie"}
     path = write(tmp_path / "x.jsonl", tie, {**tie, "answer": 1}, tie)

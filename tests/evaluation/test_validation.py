@@ -35,6 +35,12 @@ def test_accuracy_by_group_and_by_pair() -> None:
     assert by["policies"] == {"policy and reference": (0.5, 2), "policy": (1.0, 1)}
 
 
+def test_batches_are_told_where_labels_have_them() -> None:
+    assert "batch" not in validation_report(ROWS)["by"]
+    found = validation_report([{**ROWS[0], "batch": "batch3"}, *ROWS[1:]])["by"]["batch"]
+    assert {r["group"]: (r["accuracy"], r["labels"]) for r in found} == {"batch3": (1.0, 1), "not given": (0.5, 2)}
+
+
 def test_all_pairs_that_a_ranking_orders_count() -> None:
     ranking = row("e", [3.0, 1.0, 2.0], [0], [[0.6, 0.2, 0.2]], target=[0.0, -1.0, -2.0], sources=["policy", "policy", "reference"])
     by = {r["group"]: (r["accuracy"], r["labels"]) for r in validation_report([ranking])["by"]["policies"]}

@@ -12,9 +12,9 @@ from humanward.evaluation.win_rates import mean_with_interval
 from humanward.maths.acquisition import choice_variance
 
 Prediction = Mapping[str, Any]
-"""A row per label: ``question``, ``labeler``, ``round``, ``confidence``, ``right`` (None where the label prefers nothing), ``best`` (the
-responses that it prefers), ``target`` (what it says of each response, larger is better), ``sources`` (who wrote each), ``scores`` of the
-responses, and ``members``: each member's probabilities of the choice."""
+"""A row per label: ``question``, ``labeler``, ``round``, ``confidence``, ``batch`` (None where it has none), ``right`` (None where the
+label prefers nothing), ``best`` (the responses that it prefers), ``target`` (what it says of each response, larger is better), ``sources``
+(who wrote each), ``scores`` of the responses, and ``members``: each member's probabilities of the choice."""
 
 
 def validation_report(rows: Sequence[Prediction], *, seed: int = 0) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def validation_report(rows: Sequence[Prediction], *, seed: int = 0) -> dict[str,
         seed: of the bootstraps.
 
     Returns:
-        ``labels`` and ``questions``; ``by``: rows of ``accuracy_by`` under ``round``, ``labeler``, ``confidence`` and ``policies``, which
-        is counted over the pairs that a label orders; ``calibration`` of the members' mean belief, None where no label prefers one
-        response; ``members`` where there are several: ``accuracy`` of each alone, and ``disagreement``, the mean of their choice variance;
-        ``concordance`` where responses were judged alone.
+        ``labels`` and ``questions``; ``by``: rows of ``accuracy_by`` under ``round``, ``labeler``, ``confidence``, ``batch`` where
+        labels have one, and ``policies``, which is counted over the pairs that a label orders; ``calibration`` of the members' mean belief,
+        None where no label prefers one response; ``members`` where there are several: ``accuracy`` of each alone, and ``disagreement``, the
+        mean of their choice variance; ``concordance`` where responses were judged alone.
     """
     right = [row["right"] for row in rows]
     pairs = [pair for row in rows for pair in _ordered_pairs(row)]
@@ -43,6 +43,9 @@ def validation_report(rows: Sequence[Prediction], *, seed: int = 0) -> dict[str,
         },
         "calibration": None,
     }
+    batches = [row.get("batch") for row in rows]
+    if any(batches):
+        found["by"]["batch"] = accuracy_by(right, [batch or "not given" for batch in batches])
     choices = [row for row in rows if len(row["best"]) == 1 and len(row["scores"]) > 1]
     if choices:
         belief = np.mean([row["members"] for row in choices], axis=1)

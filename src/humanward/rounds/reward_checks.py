@@ -45,11 +45,16 @@ def predictions(context: Context, model: RewardModel | RewardEnsemble, labels: S
             {
                 "question": c.question_id, "labeler": c.labeler, "round": round, "confidence": confidences.get((c.question_id, c.labeler)),
                 "right": is_right(c, scores[number].index(max(scores[number]))), "best": best_responses(c),
-                "target": [sign * value for value in target_of(c, len(c.responses))], "sources": [r.source for r in c.responses],
-                "scores": scores[number], "members": members[:, number].tolist(),
+                "target": [sign * value for value in target_of(c, len(c.responses))], "sources": [writer_of(r) for r in c.responses],
+                "batch": c.prompt.metadata.get("batch"), "scores": scores[number], "members": members[:, number].tolist(),
             }
         )  # fmt: skip
     return rows
+
+
+def writer_of(response: Response) -> str:
+    """Whose response it is: of one out of a file the policy that the file names."""
+    return response.policy or response.source if response.source == "file" else response.source
 
 
 def measured(

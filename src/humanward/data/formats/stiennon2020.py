@@ -1,4 +1,4 @@
-"""The comparisons of summarize-from-feedback: ``info``, two ``summaries``, ``choice``, ``worker``, ``split``, ``extra.confidence``."""
+"""The comparisons of summarize-from-feedback: ``info``, two ``summaries``, ``choice``, ``worker``, ``batch``, ``extra.confidence``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIDDLE = 5
 
 
 def read(row: Row) -> Labeled:
-    """A question of kind ``pair``; the info is kept as the prompt's metadata."""
+    """A question of kind ``pair``; the info, and the batch that it was labelled in, are kept as the prompt's metadata."""
     info, summaries = row.take("info"), row.take("summaries")
     if not isinstance(info, Mapping):
         raise row.fault("info", "an object with `post` or `article`", info)
@@ -31,6 +31,8 @@ def read(row: Row) -> Labeled:
         raise row.fault("split", ", ".join(SPLITS), split)
     policies = [str(summary.get("policy") or "") for summary in summaries]
     known = {str(key): value for key, value in info.items() if value is not None}
+    if row.has("batch"):
+        known["batch"] = row.name("batch")
     question = asked(_prompt(row, info), texts, "pair", split=SPLITS[split], sources=policies, metadata=known)  # type: ignore[arg-type]
     notes = [str(summary["note"]) for summary in summaries if summary.get("note")]
     marks = {"labeler": row.name("worker"), **marked(row)}
@@ -43,6 +45,7 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     if choice is None:
         return [], 1
     info = dict(question.prompt.metadata)
+    batch = info.pop("batch", f"round{question.round}")
     if not _says(info, question.prompt.text):
         info = {"id": question.prompt.id, "post": question.prompt.text}
     summaries = [
@@ -51,7 +54,7 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     sure = None if label.confidence is None else MIDDLE + (1 if choice else -1) * max(1, round(4 * label.confidence))
     return [
         {
-            "info": info, "summaries": summaries, "choice": choice, "worker": label.labeler, "batch": f"round{question.round}",
+            "info": info, "summaries": summaries, "choice": choice, "worker": label.labeler, "batch": batch,
             "split": "train" if question.split == "train" else "valid1", "extra": {"confidence": sure},
         }
     ], 0  # fmt: skip

@@ -12,7 +12,13 @@ from humanward.report.text import clipped, decimal, interval, percent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GROUPS = {"round": "round", "policies": "pairs of responses by", "labeler": "labeler", "confidence": "labeler's confidence"}
+GROUPS = {
+    "round": "round",
+    "batch": "batch",
+    "policies": "pairs of responses by",
+    "labeler": "labeler",
+    "confidence": "labeler's confidence",
+}
 PROBES = {
     "sentence_shuffle": "sentences shuffled",
     "role_reversal": "roles reversed",
@@ -22,7 +28,7 @@ MOST_GROUPS = 40
 
 
 def reward_groups(run: Run) -> Table | None:
-    """Accuracy on the validation labels of all rounds by round, policies, labeler and confidence; what has one group only is left out."""
+    """Accuracy on the validation labels of all rounds by round, batch, policies, labeler and confidence; single groups are left out."""
     by = section(section(run.results, "reward_validation"), "by")
     body: list[list[str]] = []
     for key, word in GROUPS.items():
