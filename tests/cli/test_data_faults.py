@@ -143,6 +143,9 @@ def conversation_cases() -> Iterator[Case]:
 
 
 def k_wise_cases() -> Iterator[Case]:
+    for row in (BEST, RANKS, SOFT, SCORES):
+        same = ["Hi!"] * len(row["responses"])
+        yield bad(f"{list(row)[-1]}-same", row, f"`responses`: all {len(same)} are the same text; delete the row", responses=same)
     for name, (row, answer) in {
         "best": (BEST, "best"), "ranks": (RANKS, "ranks"), "soft": (SOFT, "probabilities"), "scores": (SCORES, "scores"),
     }.items():  # fmt: skip

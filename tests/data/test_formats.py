@@ -339,6 +339,13 @@ def test_a_batch_survives(tmp_path: Path) -> None:
     assert (row["batch"], row["info"]) == ("batch17", {"post": "Q"})
 
 
+def test_some_equal_responses_are_kept_and_all_equal_ones_left_out(tmp_path: Path) -> None:
+    row = {"prompt": "Q", "kind": "best_of_k", "responses": ["A", "A", "B"], "answer": 2}
+    path = write(tmp_path / "x.jsonl", row, row | {"responses": ["A", "A", "A"]})
+    assert convert(path, tmp_path / "y.jsonl", "best_of_k", leave_out=True).left_out == 1
+    assert [said(one) for one in read(tmp_path / "y.jsonl")] == [("best_of_k", "Q", ["A", "A", "B"], 2)]
+
+
 def test_leaving_out_is_counted(tmp_path: Path) -> None:
     tie = {"prompt": "Q", "responses": ["A", "B"], "kind": "pair", "answer": "tie"}
     path = write(tmp_path / "x.jsonl", tie, {**tie, "answer": 1}, tie)

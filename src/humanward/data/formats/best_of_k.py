@@ -23,4 +23,4 @@ def read(row: Row) -> Labeled:
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     """One row; 1 beside it where no single response is the best."""
     best = views.best(label.kind, label.answer, len(question.responses))
-    return ([], 1) if best is None else ([write_k_wise(question, label, best=best)], 0)
+    return ([], 1) if best is None else write_k_wise(question, label, best=best)

@@ -8,14 +8,20 @@ from typing import Any
 from humanward.data.formats import conversation
 from humanward.data.formats.pairs import ABOUT
 from humanward.data.formats.rows import MARKS, Labeled, Row, asked, marked, said
+from humanward.errors import UserError
 from humanward.records import Label, Question
 
 WRITTEN = {"prompt": "text", "responses": "texts", "weight": "number", **ABOUT}
 
 
 def read_k_wise(row: Row, kind: str, key: str, parse: Callable[[Any, int], Any]) -> Labeled:
-    """A question of at least two responses and its label, which stands in the column ``key``."""
+    """A question of at least two responses and its label, which stands in the column ``key``.
+
+    Some of the responses may be equal, as samples of a policy are now and then; not all of them.
+    """
     responses = row.filled_list("responses", 2)
+    if len(set(responses)) == 1:
+        raise UserError(f"{row.where}: `responses`: all {len(responses)} are the same text; delete the row")
     answer = row.answer(key, parse, len(responses))
     prompt, metadata = prompt_of(row)
     if row.has("safe"):
@@ -34,8 +40,11 @@ def prompt_of(row: Row) -> tuple[str, dict[str, Any]]:
     return conversation.as_text(messages), {"messages": messages}
 
 
-def write_k_wise(question: Question, label: Label, **answer: Any) -> dict[str, Any]:
-    """One row."""
+def write_k_wise(question: Question, label: Label, **answer: Any) -> tuple[list[dict[str, Any]], int]:
+    """One row; 1 beside it where all responses are the same text, so that nothing is compared."""
+    responses = [response.text for response in question.responses]
+    if len(set(responses)) == 1:
+        return [], 1
     weight = {} if label.weight == 1 else {"weight": label.weight}
     about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
-    return {"prompt": question.prompt.text, "responses": [response.text for response in question.responses], **answer, **weight, **about}
+    return [{"prompt": question.prompt.text, "responses": responses, **answer, **weight, **about}], 0

@@ -27,7 +27,7 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     if found is None:
         return [], 1
     order = sorted(set(found), reverse=True)
-    return [write_k_wise(question, label, ranks=[order.index(value) for value in found])], 0
+    return write_k_wise(question, label, ranks=[order.index(value) for value in found])
 
 
 def dense_ranks(answer: Any, k: int, *, first: int = 1) -> list[int]:

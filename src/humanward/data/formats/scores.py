@@ -25,7 +25,7 @@ def read(row: Row) -> Labeled:
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     """One row of scores; 1 beside it for anything else."""
-    return ([write_k_wise(question, label, scores=label.answer)], 0) if label.kind == "scores" else ([], 1)
+    return write_k_wise(question, label, scores=label.answer) if label.kind == "scores" else ([], 1)
 
 
 def read_rating(row: Row) -> Labeled:

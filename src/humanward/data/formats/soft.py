@@ -28,4 +28,4 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
         found = [0.5, 0.5] if label.answer == TIE else [float(index == label.answer) for index in range(count)]
     else:
         return [], 1
-    return [write_k_wise(question, label, probabilities=found)], 0
+    return write_k_wise(question, label, probabilities=found)
