@@ -258,8 +258,8 @@ def target_cases() -> Iterator[Case]:
         yield Case(f"setting-{name}", source, lines(PAIR), (None,), says)
     yield Case("another-format", "x.jsonl?format=shp", lines(PAIR), (1,), "`human_ref_A` is missing")
     yield Case("unknown-target", "x.jsonl", lines(PAIR), (None,), "there are table, pairs", (("to", "yaml"),))
-    yield Case("target-container", "x.jsonl", lines(BEST), (None,), "best_of_k is written as jsonl or json or parquet",
-               (("to", "best_of_k"), ("out", "x.csv")))  # fmt: skip
+    yield Case("target-container", "x.jsonl", lines(ULTRA), (None,), "ultrafeedback is written as jsonl or json",
+               (("to", "ultrafeedback"), ("out", "x.csv")))  # fmt: skip
     yield Case("samples-without-labels", "x.jsonl", lines({"post": "x", "samples": {"a": "y"}}), (1,), "nothing that says which is better")
 
 

@@ -16,7 +16,7 @@ from humanward.data.formats.conversation import ASSISTANT, HUMAN, of_transcript
 from humanward.data.formats.converting import Conversion
 from humanward.data.formats.pairs import common_prompt
 from humanward.errors import UserError
-from humanward.records import Comparison
+from humanward.records import Comparison, Label, Prompt, Question, Response
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -337,6 +337,58 @@ def test_a_batch_survives(tmp_path: Path) -> None:
     convert(path, tmp_path / "y.jsonl", "stiennon2020")
     (row,) = map(json.loads, (tmp_path / "y.jsonl").read_text().splitlines())
     assert (row["batch"], row["info"]) == ("batch17", {"post": "Q"})
+
+
+TALK = [{"role": "system", "content": "Be kind."}, USER, ANSWER, USER]
+TALKS: dict[str, dict[str, Any]] = {
+    "pairs": {"chosen": "A\n", "rejected": "B"},
+    "conversations": {"chosen": "A\n", "rejected": "B"},
+    "unpaired": {"completion": "A\n", "label": True},
+    "best_of_k": {"responses": ["A\n", "B", "C"], "best": 2},
+    "ranking": {"responses": ["A\n", "B", "C"], "ranks": [1, 0, 1]},
+    "soft": {"responses": ["A\n", "B"], "probabilities": [0.7, 0.3]},
+    "scores": {"responses": ["A\n", "B"], "scores": [1.5, 2]},
+    "rating": {"response": "A\n", "rating": 4},
+    "table": {"responses": ["A\n", "B"], "kind": "pair", "answer": 1},
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+@pytest.mark.parametrize("among", [0, 1])
+def test_a_conversation_is_one_again_in_every_container(name: str, among: int, tmp_path: Path) -> None:
+    """Alone and among plain prompts, which stay plain."""
+    prompts: list[Any] = [TALK, "[a plain one]", [USER]] if among else [TALK, [USER]]
+    rows = [{"prompt": prompt, **TALKS[name]} for prompt in prompts]
+    if name == "conversations":
+        rows = [row for row in rows if isinstance(row["prompt"], list)]
+    before = read(write(tmp_path / "x.jsonl", *rows))
+    for container in WRITERS[name].containers:
+        out = tmp_path / f"y.{container}"
+        convert(tmp_path / "x.jsonl", out, name, container)
+        after = read(out)
+        assert [said(one) for one in after] == [said(one) for one in before]
+        assert [one.question.prompt for one in after] == [one.question.prompt for one in before]
+        assert after[0].question.prompt.metadata == {"messages": TALK}
+        if container == "parquet" and not among:
+            from pyarrow import parquet
+
+            assert parquet.read_table(out)["prompt"][0].as_py() == TALK
+
+
+@pytest.mark.parametrize("to", ["shp", "ultrafeedback", "ziegler2019", "stiennon2020"])
+def test_a_format_of_texts_holds_no_conversation(to: str, tmp_path: Path) -> None:
+    row = {"responses": ["A", "B"], "scores": [1, 2]} if to == "ultrafeedback" else {"responses": ["A", "B"], "best": 1}
+    path = write(tmp_path / "x.jsonl", {"prompt": TALK, **row})
+    with pytest.raises(UserError, match=f"x.jsonl:1: a conversation cannot be written as {to}; table, .* can hold it"):
+        convert(path, tmp_path / "y.json", to, "json")
+
+
+def test_messages_that_are_not_the_prompt_are_not_written_for_it() -> None:
+    prompt = Prompt("p", "Q", (), {"messages": [USER, ANSWER]})
+    question = Question("q", prompt, (Response("A"), Response("B")), "pair")
+    for to in ("pairs", "conversations", "table", "best_of_k"):
+        (row,), _ = WRITERS[to].rows(question, Label("l", "q", "ann", "pair", 1))
+        assert row["prompt"] == ([USER] if to == "conversations" else "Q")
 
 
 def test_some_equal_responses_are_kept_and_all_equal_ones_left_out(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from humanward.data.formats.rows import short, written
+from humanward.data.formats.rows import Row, short, spelled_list, written
 from humanward.errors import UserError
+from humanward.records import Prompt
 
 Message = dict[str, str]
 ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
@@ -43,6 +44,42 @@ def check_order(messages: Sequence[Message], what: str) -> None:
             before = f" behind {messages[number - 1]['role']}" if number else ""
             raise UserError(f"{what}[{number}]: roles out of order: {role}{before}; user and assistant take turns, system stands first")
         expected = ("assistant",) if role == "user" else ("user",)
+
+
+def taken(row: Row, key: str) -> Any:
+    """What stands in a column; messages also where a text spells them as JSON, as a cell of a CSV file does."""
+    value = row.take(key)
+    found = spelled_list(value)
+    spelled = found is not value and is_conversation(found) and all(message.keys() == {"role", "content"} for message in found)
+    return found if spelled else value
+
+
+def read_prompt(row: Row) -> tuple[str, dict[str, Any]]:
+    """(the prompt as text, metadata) of a column ``prompt`` that is a text or messages."""
+    value = taken(row, "prompt")
+    if not isinstance(value, list):
+        return row.filled("prompt"), {}
+    what = f"{row.where}: `prompt`"
+    messages = prompt_of(read_messages(value, what), what)
+    return as_text(messages), {"messages": messages}
+
+
+def messages_of(prompt: Prompt) -> list[Message] | None:
+    """The messages that the prompt came as; None where it is a text, whatever else its metadata says."""
+    messages = prompt.metadata.get("messages")
+    if not is_conversation(messages) or not all(_is_plain(message) for message in messages):
+        return None
+    return messages if messages[-1]["role"] == "user" and as_text(messages) == prompt.text else None
+
+
+def written_prompt(prompt: Prompt) -> str | list[Message]:
+    """The messages that the prompt came as, else its text."""
+    return messages_of(prompt) or prompt.text
+
+
+def answered_by(text: str) -> list[Message]:
+    """A response as the message with which the assistant answers."""
+    return [{"role": "assistant", "content": text}]
 
 
 def prompt_of(messages: Sequence[Message], what: str) -> list[Message]:
@@ -90,6 +127,10 @@ def of_transcript(prompt: str) -> list[Message] | None:
     except UserError:
         return None
     return messages if all(message["content"] for message in messages) else None
+
+
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    return message.keys() == {"role", "content"} and message["role"] in _SPOKEN and isinstance(message["content"], str)
 
 
 def _message(message: Mapping[str, Any], what: str) -> Message:

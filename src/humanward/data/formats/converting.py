@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from humanward.data.formats.conversation import messages_of
 from humanward.data.formats.reading import LabelFile
 from humanward.data.formats.rows import named
 from humanward.data.formats.views import told
@@ -38,6 +39,8 @@ class Conversion:
     """Rows with a fault, where the source says that they are to be skipped."""
     most_responses: int = field(default=0, init=False)
     weighted: bool = field(default=False, init=False)
+    conversations: bool = field(default=True, init=False)
+    """Whether every prompt that is written is one."""
 
     def __post_init__(self) -> None:
         if self.format not in WRITERS:
@@ -56,11 +59,13 @@ class Conversion:
                 self.kinds[label.kind] += 1
                 self.most_responses = max(self.most_responses, len(question.responses))
                 self.weighted = self.weighted or label.weight != 1
+                self.conversations = self.conversations and messages_of(question.prompt) is not None
             elif self.leave_out:
                 self.left_out += 1
             else:
                 able = ", ".join(name for name, writer in WRITERS.items() if writer.holds(question, label))
-                wrong = f"{told(label)} cannot be written as {self.format}"
+                what = told(label) if self._writer.holds_prompt(question) else "a conversation"
+                wrong = f"{what} cannot be written as {self.format}"
                 file.faults.add(f"{where}: {wrong}; {able} can hold it, or --leave-out leaves it out")
         file.faults.check()
         self.skipped = 0 if file.skipped is None else file.skipped.count
@@ -72,8 +77,9 @@ class Conversion:
         file = LabelFile(self.source)
         held = ((question, label) for _, question, label in self._labels(file) if self._writer.holds(question, label))
         done = write_labels(
-            out, held, self.format, container, most_responses=self.most_responses, weighted=self.weighted, progress=progress
-        )
+            out, held, self.format, container, most_responses=self.most_responses, weighted=self.weighted,
+            conversations=self.conversations, progress=progress,
+        )  # fmt: skip
         file.faults.check()
         return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
@@ -14,6 +15,11 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 """What spreadsheets take for a formula, also behind our own mark (OWASP, CSV injection)."""
 _SUSPECT = frozenset("'=+-@\t\r\n＝＋－＠")
 _MARKED = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
+
+
+def cell_of(value: Any) -> Any:
+    """A list is spelled as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def escaped(value: Any) -> Any:
@@ -40,7 +46,7 @@ class CsvWriter:
         return self._file.write(text.encode("utf-8"))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        cells = [row.get(name) for name in self._columns]
+        cells = [cell_of(row.get(name)) for name in self._columns]
         # The first sign is looked at before anything is called: most of a large export is cells that begin with a letter.
         self._writer.writerow([escaped(cell) if isinstance(cell, str) and cell[:1] in _SUSPECT else cell for cell in cells])
 

@@ -11,7 +11,7 @@ from humanward.data.formats.rows import MARKS, Labeled, Row, asked, marked, said
 from humanward.errors import UserError
 from humanward.records import Label, Question
 
-WRITTEN = {"prompt": "text", "responses": "texts", "weight": "number", **ABOUT}
+WRITTEN = {"prompt": "talk", "responses": "texts", "weight": "number", **ABOUT}
 
 
 def read_k_wise(row: Row, kind: str, key: str, parse: Callable[[Any, int], Any]) -> Labeled:
@@ -23,21 +23,12 @@ def read_k_wise(row: Row, kind: str, key: str, parse: Callable[[Any, int], Any])
     if len(set(responses)) == 1:
         raise UserError(f"{row.where}: `responses`: all {len(responses)} are the same text; delete the row")
     answer = row.answer(key, parse, len(responses))
-    prompt, metadata = prompt_of(row)
+    prompt, metadata = conversation.read_prompt(row)
     if row.has("safe"):
         metadata["safe"] = row.sequence("safe")  # for dpo.drop
     number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
     question = asked(prompt, responses, kind, id=row.name("question_id"), round=number, split=row.split(), metadata=metadata)
     return Labeled(row.where, question, (said(kind, answer, **marked(row, MARKS)),))
-
-
-def prompt_of(row: Row) -> tuple[str, dict[str, Any]]:
-    """(the prompt as text, metadata) of a column ``prompt`` that is a text or messages."""
-    if not isinstance(row.take("prompt"), list):
-        return row.filled("prompt"), {}
-    what = f"{row.where}: `prompt`"
-    messages = conversation.prompt_of(conversation.read_messages(row.values["prompt"], what), what)
-    return conversation.as_text(messages), {"messages": messages}
 
 
 def write_k_wise(question: Question, label: Label, **answer: Any) -> tuple[list[dict[str, Any]], int]:
@@ -47,4 +38,4 @@ def write_k_wise(question: Question, label: Label, **answer: Any) -> tuple[list[
         return [], 1
     weight = {} if label.weight == 1 else {"weight": label.weight}
     about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
-    return [{"prompt": question.prompt.text, "responses": responses, **answer, **weight, **about}], 0
+    return [{"prompt": conversation.written_prompt(question.prompt), "responses": responses, **answer, **weight, **about}], 0

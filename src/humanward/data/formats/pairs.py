@@ -19,19 +19,19 @@ from humanward.records import Label, Question
 COLUMNS = ("chosen", "rejected")
 SCORES = ("score_chosen", "score_rejected")
 ABOUT = {"labeler": "text", "question_id": "text", "split": "text"}
-WRITTEN = {"prompt": "text", "chosen": "text", "rejected": "text", "margin": "number", "weight": "number", **ABOUT}
+WRITTEN = {"prompt": "talk", "chosen": "talk", "rejected": "talk", "margin": "number", "weight": "number", **ABOUT}
 
 
 def read(row: Row) -> Labeled:
     """A question of kind ``pair``, or ``difference`` where the row has a margin."""
-    talks = [isinstance(row.take(name), list) for name in COLUMNS]
-    if any(talks):
+    if any(isinstance(conversation.taken(row, name), list) for name in COLUMNS):
         prompt, texts, metadata = _conversation(row)
     elif row.values.get("prompt") is None:
         prompt, *texts = _divided(row)
         metadata = {}
     else:
-        prompt, texts, metadata = row.filled("prompt"), [row.filled(name) for name in COLUMNS], {}
+        prompt, metadata = conversation.read_prompt(row)
+        texts = [row.filled(name) for name in COLUMNS]
     return compared(row, prompt, texts[0], texts[1], margin(row), metadata=metadata)
 
 
@@ -63,6 +63,16 @@ def margin(row: Row, scores: Sequence[str] = SCORES) -> float | None:
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
+    """``write_texts``; lists of messages where the prompt came as such."""
+    rows, left_out = write_texts(question, label)
+    messages = conversation.messages_of(question.prompt)
+    if messages is not None:
+        for row in rows:
+            row |= {"prompt": messages, **{name: conversation.answered_by(row[name]) for name in COLUMNS}}
+    return rows, left_out
+
+
+def write_texts(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     """A row for each pair that the label orders, and how many pairs it leaves equal. A text is never chosen over itself."""
     ordered, ties = views.pairs(label.kind, label.answer, len(question.responses))
     texts = [response.text for response in question.responses]
@@ -121,10 +131,10 @@ def _conversation(row: Row) -> tuple[str, list[str], dict[str, Any]]:
 
     The prompt's column, a text or messages, may or may not stand at the beginning of ``chosen`` and ``rejected`` again.
     """
-    chosen, rejected = (conversation.read_messages(row.take(name), f"{row.where}: `{name}`") for name in COLUMNS)
+    chosen, rejected = (conversation.read_messages(conversation.taken(row, name), f"{row.where}: `{name}`") for name in COLUMNS)
     if chosen == rejected:
         raise UserError(f"{row.where}: `chosen` and `rejected` are the same conversation; delete the row")
-    given = row.values.get("prompt")
+    given = conversation.taken(row, "prompt") if "prompt" in row.values else None
     shared = conversation.common_messages(chosen, rejected)
     if given is None or (isinstance(given, str) and shared):
         if not shared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from humanward.data.formats import conversation
 from humanward.data.formats.k_wise import WRITTEN as _K_WISE
 from humanward.data.formats.k_wise import read_k_wise, write_k_wise
 from humanward.data.formats.pairs import ABOUT
@@ -15,7 +16,7 @@ from humanward.records.answers import number_answer, scores_answer
 COLUMNS = ("prompt", "responses", "scores")
 RATING_COLUMNS = ("prompt", "rating")
 WRITTEN = {**_K_WISE, "scores": "numbers"}
-RATING_WRITTEN = {"prompt": "text", "response": "text", "rating": "number", "weight": "number", **ABOUT}
+RATING_WRITTEN = {"prompt": "talk", "response": "text", "rating": "number", "weight": "number", **ABOUT}
 
 
 def read(row: Row) -> Labeled:
@@ -41,7 +42,7 @@ def write_rating(question: Question, label: Label) -> tuple[list[dict[str, Any]]
     about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
     weight = {} if label.weight == 1 else {"weight": label.weight}
     rows = [
-        {"prompt": question.prompt.text, "response": response.text, "rating": number, **weight, **about}
+        {"prompt": conversation.written_prompt(question.prompt), "response": response.text, "rating": number, **weight, **about}
         for response, number in zip(question.responses, numbers, strict=False)
     ]
     return rows, int(not rows)

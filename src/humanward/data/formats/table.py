@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from humanward.data.formats import conversation
 from humanward.data.formats.ranking import dense_ranks
 from humanward.data.formats.rows import Labeled, Row, asked, clipped, numeric, said, short, written
 from humanward.errors import UserError
@@ -16,7 +17,7 @@ from humanward.records.answers import is_number, is_whole
 
 COLUMNS = ("prompt", "answer")
 WRITTEN = {
-    "time": "text", "labeler": "text", "round": "whole", "split": "text", "kind": "text", "prompt": "text", "responses": "texts",
+    "time": "text", "labeler": "text", "round": "whole", "split": "text", "kind": "text", "prompt": "talk", "responses": "texts",
     "answer": "text", "seconds": "number", "confidence": "number", "comment": "text", "adjudication": "flag", "instructions": "text",
     "permutation": "wholes", "propensity": "number", "question_id": "text", "event_id": "text", "weight": "number",
 }  # fmt: skip
@@ -52,7 +53,8 @@ def read(row: Row) -> Labeled:
     except UserError as error:
         raise UserError(f"{row.where}: `answer`: {clipped(str(error))}") from None
     number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
-    question = asked(row.filled("prompt"), responses, kind, id=row.name("question_id"), round=number, split=row.split())
+    prompt, metadata = conversation.read_prompt(row)
+    question = asked(prompt, responses, kind, id=row.name("question_id"), round=number, split=row.split(), metadata=metadata)
     question = replace(question, propensity=_propensity(row))
     label = said(
         kind, answer, id=row.name("event_id"), labeler=row.name("labeler"), permutation=_permutation(row, len(responses)),
@@ -86,8 +88,8 @@ def _plain(question: Question, label: Label) -> dict[str, Any]:
     """What is no list."""
     return {
         "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
-        "prompt": question.prompt.text, "seconds": label.seconds, "confidence": label.confidence, "comment": label.comment,
-        "adjudication": label.adjudication, "instructions": label.instructions, "propensity": question.propensity,
+        "prompt": conversation.written_prompt(question.prompt), "seconds": label.seconds, "confidence": label.confidence,
+        "comment": label.comment, "adjudication": label.adjudication, "instructions": label.instructions, "propensity": question.propensity,
         "question_id": question.id, "event_id": label.id, **({} if label.weight == 1 else {"weight": label.weight}),
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ MESSAGES_WRITTEN = {**WRITTEN, "prompt": "messages", "chosen": "messages", "reje
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     """Rows of whole dialogues, ``\\n\\nHuman: … \\n\\nAssistant: …``."""
-    rows, left_out = pairs.write(question, label)
+    rows, left_out = pairs.write_texts(question, label)
     text = question.prompt.text
     prompt = text if text.endswith(ASSISTANT) else _transcript(messages_of(question))
     for row in rows:
@@ -25,18 +25,20 @@ def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
 
 def write_messages(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
     """Rows of ``prompt``, ``chosen``, ``rejected``, each a list of messages."""
-    rows, left_out = pairs.write(question, label)
-    spaced = question.prompt.text.endswith(ASSISTANT)  # the space behind the mark belongs to the transcript, not to the answer
+    rows, left_out = pairs.write_texts(question, label)
+    text = question.prompt.text
+    # the space behind the mark belongs to the transcript, not to the answer
+    spaced = text.endswith(ASSISTANT) and conversation.messages_of(question.prompt) is None
     for row in rows:
         row["prompt"] = messages_of(question)
-        row |= {name: [{"role": "assistant", "content": row[name].strip() if spaced else row[name]}] for name in pairs.COLUMNS}
+        row |= {name: conversation.answered_by(row[name].strip() if spaced else row[name]) for name in pairs.COLUMNS}
     return rows, left_out
 
 
 def messages_of(question: Question) -> list[Message]:
     """The prompt's messages: those that it came with, those of a transcript, else one message of the user."""
     text = question.prompt.text
-    given = question.prompt.metadata.get("messages")
+    given = conversation.messages_of(question.prompt)
     return given or conversation.of_transcript(text) or [{"role": "user", "content": text}]
 
 

@@ -12,7 +12,7 @@ from humanward.records import Label, Question
 
 COLUMNS = ("prompt", "label")
 RESPONSES = ("completion", "response")
-WRITTEN = {"prompt": "text", "completion": "text", "label": "flag", "weight": "number", **ABOUT}
+WRITTEN = {"prompt": "talk", "completion": "talk", "label": "flag", "weight": "number", **ABOUT}
 _WORDS = {"true": True, "false": False}
 
 
@@ -31,23 +31,31 @@ def answered(row: Row) -> tuple[str, str, dict[str, Any]]:
     name = next((name for name in RESPONSES if name in row.values), None)
     if name is None:
         raise UserError(f"{row.where}: neither `completion` nor `response`; the row has {', '.join(f'`{key}`' for key in row.values)}")
-    if not isinstance(row.take("prompt"), list):
-        return row.filled("prompt"), row.filled(name), {}
-    prompt = conversation.prompt_of(conversation.read_messages(row.values["prompt"], f"{row.where}: `prompt`"), f"{row.where}: `prompt`")
-    response = row.values[name]
-    if isinstance(response, list):
+    prompt, metadata = conversation.read_prompt(row)
+    response = conversation.taken(row, name)
+    if metadata and isinstance(response, list):
         what = f"{row.where}: `{name}`"
-        return conversation.as_text(prompt), conversation.answer_of(conversation.read_messages(response, what), what), {"messages": prompt}
-    return conversation.as_text(prompt), row.filled(name), {"messages": prompt}
+        return prompt, conversation.answer_of(conversation.read_messages(response, what), what), metadata
+    return prompt, row.filled(name), metadata
 
 
 def write(question: Question, label: Label) -> tuple[list[dict[str, Any]], int]:
-    """A row for each text that the label judges; 1 beside them where it judges none. A text that came twice is as good as its best."""
+    """A row for each text that the label judges; 1 beside them where it judges none. A text that came twice is as good as its best.
+
+    Lists of messages where the prompt came as such.
+    """
     found: dict[str, bool] = {}
     for index, good in views.approved(label.kind, label.answer, len(question.responses)):
         text = question.responses[index].text
         found[text] = found.get(text, False) or good
     about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
     weight = {} if label.weight == 1 else {"weight": label.weight}
-    rows = [{"prompt": question.prompt.text, "completion": text, "label": good, **weight, **about} for text, good in found.items()]
+    messages = conversation.messages_of(question.prompt)
+    rows = [
+        {
+            "prompt": messages or question.prompt.text, "completion": conversation.answered_by(text) if messages else text, "label": good,
+            **weight, **about,
+        }
+        for text, good in found.items()
+    ]  # fmt: skip
     return rows, int(not rows)

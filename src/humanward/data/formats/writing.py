@@ -10,6 +10,7 @@ from typing import IO, Any
 from humanward.data.formats import (
     argilla,
     best_of_k,
+    conversation,
     label_studio,
     pairs,
     ranking,
@@ -24,7 +25,7 @@ from humanward.data.formats import (
     views,
     ziegler2019,
 )
-from humanward.data.formats.csv_text import CsvWriter
+from humanward.data.formats.csv_text import CsvWriter, cell_of
 from humanward.errors import UserError
 from humanward.records import Label, Question
 
@@ -44,20 +45,25 @@ class Writer:
     kinds: tuple[str, ...]
     """Kinds of label that it holds without losing what they say. A choice of one among K may become several rows."""
     columns: Mapping[str, str]
-    """Column -> its type: text, number, whole, flag, texts, numbers, wholes or messages."""
+    """Column -> its type: text, number, whole, flag, texts, numbers, wholes, messages, or talk: messages of a conversation, else a text."""
     containers: tuple[str, ...] = ("jsonl", "json", "parquet", "csv")
+    conversations: bool = True
+    """Whether prompts may be messages; those of labelling tools are transcripts, for people to read."""
 
     def holds(self, question: Question, label: Label) -> bool:
         """Whether all that the label says can be written."""
-        if label.kind not in self.kinds:
+        if label.kind not in self.kinds or not self.holds_prompt(question):
             return False
         rows, left_out = self.rows(question, label)
         return bool(rows) and not left_out
 
+    def holds_prompt(self, question: Question) -> bool:
+        """Whether the prompt can be written without losing that it is a conversation."""
+        return self.conversations or conversation.messages_of(question.prompt) is None
+
 
 _CHOICE = ("best_of_k", "pair")
 _COMPARED = (*_CHOICE, "ranking", "difference", "scores")
-_NO_CSV = ("jsonl", "json", "parquet")
 WRITERS: dict[str, Writer] = {
     "table": Writer("every label as a row", table.write, "", views.KINDS, table.WRITTEN),
     "pairs": Writer("prompt, chosen, rejected", pairs.write, "tied pairs", _COMPARED, pairs.WRITTEN),
@@ -66,35 +72,39 @@ WRITERS: dict[str, Writer] = {
     ),
     "conversations": Writer(
         "prompt, chosen, rejected as lists of messages", transcripts.write_messages, "tied pairs", _COMPARED,
-        transcripts.MESSAGES_WRITTEN, _NO_CSV,
+        transcripts.MESSAGES_WRITTEN,
     ),
     "unpaired": Writer(
         "prompt, completion, label", unpaired.write, "labels without a good or bad response", ("binary",), unpaired.WRITTEN
     ),
     "best_of_k": Writer(
-        "prompt, responses, best", best_of_k.write, "labels without one best response", _CHOICE, best_of_k.WRITTEN, _NO_CSV
+        "prompt, responses, best", best_of_k.write, "labels without one best response", _CHOICE, best_of_k.WRITTEN
     ),
     "ranking": Writer(
-        "prompt, responses, ranks", ranking.write, "labels that order nothing", ("ranking", "pair"), ranking.WRITTEN, _NO_CSV
+        "prompt, responses, ranks", ranking.write, "labels that order nothing", ("ranking", "pair"), ranking.WRITTEN
     ),
     "soft": Writer(
-        "prompt, responses, probabilities", soft.write, "labels that are no choices", ("soft", *_CHOICE), soft.WRITTEN, _NO_CSV
+        "prompt, responses, probabilities", soft.write, "labels that are no choices", ("soft", *_CHOICE), soft.WRITTEN
     ),
-    "scores": Writer("prompt, responses, scores", scores.write, "labels without scores", ("scores",), scores.WRITTEN, _NO_CSV),
+    "scores": Writer("prompt, responses, scores", scores.write, "labels without scores", ("scores",), scores.WRITTEN),
     "rating": Writer(
         "prompt, response, rating", scores.write_rating, "labels without ratings", ("rating", "scores"), scores.RATING_WRITTEN
     ),
     "ultrafeedback": Writer(
-        "instruction, completions with scores", ultrafeedback.write, "labels without scores", ("scores",), {}, ("jsonl", "json")
+        "instruction, completions with scores", ultrafeedback.write, "labels without scores", ("scores",), {}, ("jsonl", "json"),
+        conversations=False,
     ),
     "shp": Writer(
-        "history, human_ref_A, human_ref_B, labels", shp.write, "labels that do not choose one of two responses", _CHOICE, shp.WRITTEN
+        "history, human_ref_A, human_ref_B, labels", shp.write, "labels that do not choose one of two responses", _CHOICE, shp.WRITTEN,
+        conversations=False,
     ),
     "ziegler2019": Writer(
-        "one JSON list: query, sample0 …, best", ziegler2019.write, "labels without one best response", _CHOICE, {}, ("json",)
+        "one JSON list: query, sample0 …, best", ziegler2019.write, "labels without one best response", _CHOICE, {}, ("json",),
+        conversations=False,
     ),
     "stiennon2020": Writer(
-        "info, summaries, choice", stiennon2020.write, "labels that do not choose one of two responses", _CHOICE, {}, ("jsonl", "json")
+        "info, summaries, choice", stiennon2020.write, "labels that do not choose one of two responses", _CHOICE, {}, ("jsonl", "json"),
+        conversations=False,
     ),
     "label_studio": Writer(
         "Label Studio's tasks with annotations", label_studio.write, "labels that are no choice and no ranking without ties",
@@ -118,7 +128,8 @@ class Written:
 
 def write_labels(
     file: IO[bytes], labeled: Iterable[tuple[Question, Label]], format: str, container: str, *, most_responses: int = 9,
-    weighted: bool = False, names: Mapping[str, str] | None = None, progress: Callable[[int], None] = lambda labels: None,
+    weighted: bool = False, conversations: bool = False, names: Mapping[str, str] | None = None,
+    progress: Callable[[int], None] = lambda labels: None,
 ) -> Written:  # fmt: skip
     """Write labels to an open file.
 
@@ -129,6 +140,7 @@ def write_labels(
         container: jsonl, json (one list), csv or parquet; one that the format has.
         most_responses: the columns of a CSV table.
         weighted: CSV and Parquet have a column for weights.
+        conversations: every prompt is one, so that Parquet has columns of messages; otherwise it spells messages as JSON, as CSV does.
         names: a display name for each labeler; given, every row has a column ``name``.
         progress: told the number of labels written so far.
 
@@ -139,7 +151,7 @@ def write_labels(
     if container not in writer.containers:
         raise UserError(f"{format}: written as {' or '.join(writer.containers)}, not as {container}; choose another name for the file")
     done = Written()
-    sink = _SINKS[container](file, _columns(writer, format, container, most_responses, weighted, names))
+    sink = _SINKS[container](file, _columns(writer, format, container, most_responses, weighted, conversations, names))
     rows_of = table.write_cells if format == "table" and container == "csv" else writer.rows
     for question, label in labeled:
         rows, left_out = rows_of(question, label)
@@ -153,8 +165,11 @@ def write_labels(
     return done
 
 
-def _columns(writer: Writer, format: str, container: str, most: int, weighted: bool, names: object) -> dict[str, str]:
-    columns = {name: what for name, what in writer.columns.items() if weighted or name != "weight"}
+def _columns(
+    writer: Writer, format: str, container: str, most: int, weighted: bool, conversations: bool, names: object
+) -> dict[str, str]:  # fmt: skip
+    talk = "messages" if conversations else "text"
+    columns = {name: talk if what == "talk" else what for name, what in writer.columns.items() if weighted or name != "weight"}
     if format == "table" and container == "csv":
         columns = dict.fromkeys(table.header(max(most, 1)), "text") | ({"weight": "number"} if weighted else {})
     return columns if names is None else {**columns, "name": "text"}
@@ -208,11 +223,12 @@ class _Parquet:
             "messages": pyarrow.list_(pyarrow.struct([("role", text), ("content", text)])),
         }  # fmt: skip
         self._schema = pyarrow.schema([(name, types[what]) for name, what in columns.items()])
+        self._texts = {name for name, what in columns.items() if what == "text"}
         self._table, self._writer = pyarrow.Table, parquet.ParquetWriter(file, self._schema)
         self._rows: list[Mapping[str, Any]] = []
 
     def row(self, row: Mapping[str, Any]) -> None:
-        self._rows.append(row)
+        self._rows.append({name: cell_of(value) if name in self._texts else value for name, value in row.items()})
         if len(self._rows) >= _PARQUET_ROWS:
             self._flush()
 
