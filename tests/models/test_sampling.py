@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from humanward.data import left_pad
 from humanward.errors import UserError
@@ -32,6 +33,28 @@ def sliding_layers() -> Policy:
         **sizes, num_key_value_heads=1, sliding_window=6, final_logit_softcapping=3.0, initializer_range=0.4, pad_token_id=PAD
     )
     return Policy(AutoModelForCausalLM.from_config(config), tiny_tokenizer(), value_head=True)
+
+
+SIZES = {
+    "vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.4, "bos_token_id": None, "eos_token_id": END,
+    "pad_token_id": PAD,
+}  # fmt: skip
+HEADS = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+STATES: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 4},
+    "mamba2": {"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1},
+    "lfm2": HEADS | {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": HEADS
+    | {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "falcon_h1": HEADS | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_chunk_size": 4},
+}
+"""Models with states that are no keys and values, where this version of transformers has them."""
+
+
+def stateful(kind: str) -> Policy:
+    torch.manual_seed(0)
+    return Policy(AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**SIZES, **STATES[kind])).float().eval(), tiny_tokenizer())
 
 
 def sample(policy: Policy, rows: list[int], K: int = 3, R: int = 7, **settings: object) -> Samples:
@@ -63,6 +86,34 @@ def test_logprobs_and_values_are_those_of_a_forward(make: type) -> None:
         torch.testing.assert_close(samples.logprobs[:, k], again.logprobs, rtol=0, atol=1e-5)
         assert samples.values is not None
         torch.testing.assert_close(samples.values[:, k], again.values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STATES if kind in CONFIG_MAPPING])
+@pytest.mark.parametrize("K", [1, 3])
+@torch.no_grad()
+def test_models_with_states_are_sampled_as_their_forward_has_it(kind: str, K: int) -> None:
+    policy = stateful(kind)
+    samples = sample(policy, [0, 1, 2, 3, 4], K=K, R=12, stop_token=4)
+    assert len(set(samples.response_mask.sum(-1).flatten().tolist())) > 1
+    prompts, mask = left_pad(PROMPTS, policy.pad_id)
+    suppressed = policy.suppressed_tokens(keep_eos=False)
+    again = policy(prompts, mask, samples.responses, samples.response_mask, temperature=0.8, suppressed=suppressed)
+    torch.testing.assert_close(samples.logprobs, again.logprobs, rtol=0, atol=1e-5)
+
+
+def test_a_model_whose_cache_we_cannot_make_is_sampled_by_the_library(caplog: pytest.LogCaptureFixture) -> None:
+    policy = tiny_policy()
+    expected = sample(policy, [0, 1, 2, 3, 4])
+    right = type(policy.trunk)
+
+    class Other(right):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return right.forward(self, input_ids, attention_mask, **others)
+
+    policy.trunk.__class__ = Other
+    for _ in range(2):
+        assert torch.equal(sample(policy, [0, 1, 2, 3, 4]).responses, expected.responses)
+    assert caplog.text.count("Other has a cache of its own") == 1
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7, 256])

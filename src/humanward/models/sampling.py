@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -87,7 +90,7 @@ def sample_responses(
     responses = torch.full((B * K, R), policy.pad_id, dtype=torch.long, device=device)
     mask = torch.zeros(B * K, R, dtype=torch.bool, device=device)
     logprobs, values = torch.zeros(B * K, R, device=device), torch.zeros(B * K, R, device=device)
-    decode = _generate if settings.engine == "transformers" else _decode
+    decode = _generate if settings.engine == "transformers" or not _can_decode(type(policy.trunk)) else _decode
     # A cache that grows by a token at a time would be compiled anew for each.
     with evaluating(policy), torch.compiler.set_stance("force_eager"), policy.at_work():
         for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
@@ -134,7 +137,7 @@ def _decode(
     cache = make_cache(policy, prompts.shape[1] + steps)
     hidden = _cached(policy, prompts, prompt_mask, position_ids(prompt_mask), cache)
     if K > 1:
-        cache.batch_repeat_interleave(K)
+        cache.reorder_cache(torch.arange(len(prompts), device=prompts.device).repeat_interleave(K))  # pyright: ignore[reportArgumentType]
     hidden, mask = hidden.repeat_interleave(K, 0), prompt_mask.repeat_interleave(K, 0)
     positions = prompt_mask.sum(1).repeat_interleave(K, 0)[:, None]
     rows = torch.arange(len(uniform), device=uniform.device)  # those in the cache, and
@@ -149,7 +152,7 @@ def _decode(
             return
         if left <= 0.75 * len(rows):  # a smaller cache pays for the copy
             staying = live.nonzero().squeeze(1)
-            cache.batch_select_indices(staying)
+            cache.reorder_cache(staying)  # pyright: ignore[reportArgumentType]
             rows, live, tokens, mask, positions = (x[staying] for x in (rows, live, tokens, mask, positions))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         hidden = _cached(policy, tokens[:, None], mask, positions + t, cache)
@@ -157,10 +160,31 @@ def _decode(
 
 def _cached(policy: Policy, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Float[Tensor, "N D"]:
     """The last state of each row, behind what is in the cache already."""
-    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), "past_key_values": cache, "use_cache": True}
+    name = cache_argument(type(policy.trunk))
+    assert name is not None
+    arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long(), name: cache, "use_cache": True}
+    if name == "cache_params" and mask.shape != ids.shape:
+        arguments["attention_mask"] = None  # a state holds no columns that could be padding
     if takes_positions(type(policy.trunk)):
         arguments["position_ids"] = positions
     return policy.trunk(**arguments).last_hidden_state[:, -1]
+
+
+@lru_cache
+def cache_argument(kind: type) -> str | None:
+    """What a trunk of this class calls its cache; None where it takes none that we can make."""
+    names = inspect.signature(kind.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in names), None)
+
+
+@lru_cache
+def _can_decode(kind: type) -> bool:
+    if cache_argument(kind) is not None:
+        return True
+    logging.getLogger("humanward").warning(
+        "%s has a cache of its own: it is sampled by the library's generate, in more time", kind.__name__
+    )
+    return False
 
 
 def _generate(
@@ -245,13 +269,9 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         assert self.buffers is not None
-        self.batch_select_indices(torch.arange(len(self.buffers[0]), device=self.buffers[0].device).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        assert self.buffers is not None
-        keys, values = (buffer.index_select(0, indices) for buffer in self.buffers)
+        keys, values = (buffer.index_select(0, beam_idx) for buffer in self.buffers)
         self.buffers = keys, values
         self.keys, self.values = (buffer[:, :, : self.filled] for buffer in self.buffers)
 
