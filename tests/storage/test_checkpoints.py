@@ -88,6 +88,24 @@ def test_tensors_round_trip(shapes: dict[str, tuple[list[int], torch.dtype, bool
     assert set(load_file(path / "tensors.safetensors")) == set(tensors)
 
 
+def test_a_damaged_checkpoint_takes_no_place_among_those_that_are_kept(tmp_path: Path) -> None:
+    """Of steps 3 and 5 the second is damaged: the run goes on from 3, and after the next save 3 is what it could go back to."""
+    _saved(tmp_path, 3, 5)
+    (tmp_path / "step-5" / "state.json").write_text("{}")
+    store = Checkpoints(tmp_path)
+    found = store.latest()
+    assert found is not None
+    assert found.step == 3
+    store.save(4, {}, {})
+    assert store.steps() == [3, 4]
+    store.save(5, {}, {})
+    assert store.steps() == [4, 5]
+    (tmp_path / "step-5" / "state.json").write_text("[]")
+    store.latest()
+    store.save(6, {}, {})
+    assert store.steps() == [4, 6]
+
+
 def test_numpy_and_bytes(tmp_path: Path) -> None:
     array = torch.arange(6).reshape(2, 3).numpy()
     Checkpoints(tmp_path).save(0, {"array": array.T, "bytes": b"abc"}, {})

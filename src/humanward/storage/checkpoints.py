@@ -45,9 +45,11 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(folder)
         self.keep = keep
+        self._damaged: set[int] = set()
+        """Steps whose checkpoint ``latest`` passed over."""
 
     def save(self, step: int, tensors: Mapping[str, Any], state: Any) -> Path:
-        """Write checkpoint ``step``; only when it is safe on the disk, remove old ones and any of a later step, which it replaces.
+        """Write checkpoint ``step``; when it is safe on the disk, remove old and damaged ones and any of a later step, which it replaces.
 
         Args:
             step: position of the whole run, >= 0; grows from save to save.
@@ -66,7 +68,8 @@ class Checkpoints:
             write_tensors(temporary / _TENSORS, tensors)
             (temporary / _STATE).write_bytes(text)
         steps = self.steps()
-        kept = [earlier for earlier in steps if earlier <= step][-self.keep :]
+        self._damaged.discard(step)
+        kept = [earlier for earlier in steps if earlier <= step and earlier not in self._damaged][-self.keep :]
         for other in steps:
             if other not in kept:
                 remove_folder(self.folder / f"step-{other}")
@@ -92,6 +95,7 @@ class Checkpoints:
             fault = verify_folder(path)
             if fault is None:
                 return Checkpoint(step, path, StoredTensors(path / _TENSORS), read_json(path / _STATE))
+            self._damaged.add(step)
             earlier = [other for other in steps if other < step]
             instead = f"trying the one of step {earlier[-1]}" if earlier else "there is no earlier one"
             print(f"{path}: damaged checkpoint: {fault}; {instead}", file=sys.stderr)

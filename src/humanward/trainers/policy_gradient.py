@@ -121,7 +121,7 @@ class PolicyGradient:
         self.recipe, self.clip_range, self.response_length, self.kl_coef = recipe, clip_range, response_length, recipe.kl_coef
         self.whole_responses = recipe.ratio == "sequence"
         self.mean, self.count = 0.0, 0
-        """Of all rewards so far."""
+        """Of all finite rewards so far."""
 
     def worth(self, rollout: Rollout, scores: Scores) -> Float[Tensor, "B K"]:
         """The advantage of each response: R(x, y) less a baseline."""
@@ -135,8 +135,10 @@ class PolicyGradient:
             return group_advantage(rewards, scale=recipe.scale_advantages)
         if recipe.baseline == "batch":
             return rewards - rewards.mean()
-        self.count += rewards.numel()
-        self.mean += (float(rewards.double().mean()) - self.mean) * rewards.numel() / self.count
+        finite = rewards[rewards.isfinite()].double()
+        if len(finite):
+            self.count += len(finite)
+            self.mean += (float(finite.mean()) - self.mean) * len(finite) / self.count
         return rewards - self.mean
 
     def loss(self, logprobs: Float[Tensor, "B K R"], part: Groups, whole: Groups) -> Float[Tensor, ""]:
