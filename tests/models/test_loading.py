@@ -10,11 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, Gemma2Config, GraniteConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    Gemma2Config,
+    GraniteConfig,
+    Llama4TextConfig,
+    PreTrainedConfig,
+)
 
 from humanward.errors import UserError
 from humanward.models import Policy, RewardModel, fingerprint, load_causal_lm, load_tokenizer, resolve
 from humanward.models.allocator import keep_freed_memory
+from humanward.models.loading import trunk_of
 from humanward.trainers.selftest import END, PAD, tiny_policy, tiny_tokenizer
 
 TOKENS = torch.tensor([[4, 5, 2], [3, 7, 7]])
@@ -59,6 +68,13 @@ def test_a_saved_value_head_is_taken_up_again(folder: Path) -> None:
     again = Policy.load(folder.parent / "again", value_head=True)
     assert values.abs().max() > 0.5
     assert torch.equal(again(TOKENS, REAL, TOKENS, REAL, temperature=1.0).values, values)
+
+
+def test_a_trunk_that_its_class_names_otherwise_is_found() -> None:
+    """Llama 4 says ``language_model`` and has ``model``."""
+    config = Llama4TextConfig(**SIZES, intermediate_size_mlp=48, num_local_experts=2)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    assert trunk_of(model) is model.model
 
 
 def test_without_a_saved_one_the_value_head_is_zero(folder: Path) -> None:

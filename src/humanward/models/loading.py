@@ -213,6 +213,8 @@ def _installed(name: str) -> bool:
 def trunk_of(model: PreTrainedModel) -> nn.Module:
     """The model without its LM head: ids -> last hidden states."""
     trunk = model.base_model
+    if trunk is model:  # some models name their trunk otherwise than their class says
+        trunk = getattr(model, "model", model)
     if trunk is model:
         raise UserError(f"{type(model).__name__}: has no trunk apart from its head; use another model")
     return trunk
