@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -262,6 +264,10 @@ MASKED_ONLY: dict[str, Callable[[], PreTrainedConfig]] = {
         moe_intermediate_size=8, shared_expert_intermediate_size=8,
     ),
     "phimoe": lambda: PhimoeConfig(**SIZES, sliding_window=32, num_local_experts=2, num_experts_per_tok=1),
+    "doge": lambda: DogeConfig(**SIZES, keep_window_size=32),
+    "llama4": lambda: Llama4TextConfig(
+        **SIZES, attention_chunk_size=32, intermediate_size_mlp=24, num_local_experts=2, layer_types=["chunked_attention"] * 2
+    ),
 }  # fmt: skip
 """The library tells their layers what they see by a mask alone, which a stream has none of."""
 
@@ -278,7 +284,7 @@ def test_a_window_that_attention_is_not_told_of_is_not_packed(family: str, caplo
         packed = [packs_exactly(trunk) for _ in range(2)]
     assert packed == [False, False]
     assert sum("cannot be run as one stream" in record.message for record in caplog.records) == 1
-    assert model.config.sliding_window == 32
+    assert 32 in (getattr(model.config, name, None) for name in ("sliding_window", "keep_window_size", "attention_chunk_size"))
     prompts, responses = (torch.arange(60).view(1, 60) * 5 % 6 + 2), (torch.arange(8) % 6 + 2).view(1, 2, 4)
     masks = torch.ones_like(prompts, dtype=torch.bool), torch.ones_like(responses, dtype=torch.bool)
     states = response_rows(trunk, prompts, masks[0], responses, masks[1], packed=False)

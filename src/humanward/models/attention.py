@@ -198,10 +198,12 @@ def attention(
     query is [1, H, N, D] over the stream; key and value may have fewer heads.
 
     Raises:
-        NotImplementedError: the model asks for something that is not served here, such as attention sinks.
+        NotImplementedError: the model asks for something that is not served here, such as attention sinks or a mask of the layer's own.
     """
     if any(kwargs.get(name) is not None for name in ("s_aux", "position_bias")):
         raise NotImplementedError(f"{type(module).__name__} adds to its attention scores")
+    if packing is not None and attention_mask is not None and attention_mask.numel() > 1:
+        raise NotImplementedError(f"{type(module).__name__} makes a mask of its own")
     if packing is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]

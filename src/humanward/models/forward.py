@@ -164,22 +164,26 @@ def packs_exactly(trunk: nn.Module, *, length: int = 12) -> bool:
     return exact
 
 
+_LIMITS = ("sliding_window", "keep_window_size", "attention_chunk_size", "window_size", "index_topk")
+"""What models call the most tokens that a token of theirs sees."""
+
+
 @contextmanager
 def narrow_windows(trunk: nn.Module, width: int) -> Iterator[None]:
-    """Inside, sliding windows have this width at most, so that a few tokens reach out of them.
+    """Inside, whatever limits how far a layer sees is this many tokens at most, so that a few tokens reach out of it.
 
-    careful: some models (Qwen2-MoE, PhiMoE) slide in the library's mask alone and tell our attention of no window.
+    careful: some models (Qwen2-MoE, PhiMoE, Llama 4) limit it in the library's mask alone and tell our attention of nothing.
     """
     owners: list[Any] = [trunk.config, *trunk.modules()]
-    windows = [(owner, getattr(owner, "sliding_window", None)) for owner in owners]
-    wide = [(owner, window) for owner, window in windows if isinstance(window, int) and window > width]
+    limits = [(owner, name, getattr(owner, name, None)) for owner in owners for name in _LIMITS]
+    wide = [(owner, name, limit) for owner, name, limit in limits if isinstance(limit, int) and limit > width]
     try:
-        for owner, _ in wide:
-            owner.sliding_window = width
+        for owner, name, _ in wide:
+            setattr(owner, name, width)
         yield
     finally:
-        for owner, window in wide:
-            owner.sliding_window = window
+        for owner, name, limit in wide:
+            setattr(owner, name, limit)
 
 
 @lru_cache
