@@ -193,6 +193,30 @@ def spoil_rollout(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setattr(trainer, "sample_rollout", sample_rollout)
 
 
+def spoil_group_reward(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the first response of the batch."""
+    right = trainer.objective.worth
+
+    def worth(rollout: Any, scores: Any) -> Any:
+        spoilt = scores.scores.clone()
+        spoilt[0, 0] = bad
+        return right(rollout, replace(scores, scores=spoilt))
+
+    monkeypatch.setattr(trainer.objective, "worth", worth)
+
+
+def spoil_worth(trainer: Any, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first response is worth, where rewards are normalised or only compared."""
+    right = trainer.objective.worth
+
+    def worth(rollout: Any, scores: Any) -> Any:
+        spoilt = right(rollout, scores).clone()
+        spoilt[0, 0] = bad
+        return spoilt
+
+    monkeypatch.setattr(trainer.objective, "worth", worth)
+
+
 SPOILERS: dict[str, tuple[str, Any]] = {
     "sft-loss": ("sft", partial(spoil_loss, room=sft_room, name="demonstration_loss")),
     "reward-loss": ("reward", partial(spoil_loss, room=reward_room, name="choice_loss")),
@@ -202,6 +226,13 @@ SPOILERS: dict[str, tuple[str, Any]] = {
     "kl": ("ppo", partial(spoil_rollout, name="reference_logprobs")),
     "logprob": ("ppo", partial(spoil_rollout, name="logprobs")),
     "value": ("ppo", partial(spoil_rollout, name="values")),
+    **{f"{method}-reward": (method, spoil_group_reward) for method in ("rloo", "dr_grpo", "reinforce")},
+    **{f"{method}-worth": (method, spoil_worth) for method in ("grpo", "online_dpo")},
+}  # fmt: skip
+
+
+TWELVE_STEPS: dict[str, dict[str, Any]] = {
+    "sft": {"epochs": 6}, "reward": {"epochs": 6}, "ppo": {"episodes": 16 * 12, "ppo_epochs": 1, "minibatches": 1, "kl_target": 6.0},
 }  # fmt: skip
 
 
@@ -211,8 +242,7 @@ def test_a_bad_number_is_caught_in_its_step(
     problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, spoil: Any, bad: float
 ) -> None:
     """In one step and no other: the watch says something of just that step, what is not finite moves nothing, and no weight is spoilt."""
-    settings = {"episodes": 16 * 12, "ppo_epochs": 1, "minibatches": 1, "kl_target": 6.0} if name == "ppo" else {"epochs": 6}
-    trainer = problems.MAKERS[name](**settings)
+    trainer = problems.MAKERS[name](**TWELVE_STEPS.get(name, {"episodes": 16 * 12, "epochs": 1, "minibatches": 1, "lr": 3e-4}))
     around = Surroundings(
         checkpoints=Checkpoints(tmp_path / "checkpoints"), log=MetricsLog(tmp_path / "metrics.jsonl"),
         alarms=MetricsLog(tmp_path / "alarms.jsonl"), tell=lambda _: None,
@@ -236,7 +266,7 @@ def test_a_bad_number_is_caught_in_its_step(
 def test_bad_numbers_that_last_end_the_training_with_its_batch(
     problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, spoil: Any
 ) -> None:
-    trainer = problems.MAKERS[name](epochs=4) if name != "ppo" else problems.ppo(minibatches=1)
+    trainer = problems.MAKERS[name](**{"epochs": 4} if name in ("sft", "reward") else {"minibatches": 1})
     around = Surroundings(checkpoints=Checkpoints(tmp_path / "checkpoints"), faults=tmp_path / "faults", tell=lambda _: None)
     train(trainer, around, until=2)
     before = {key: tensor.clone() for key, tensor in trainer.tensors().items()}
