@@ -17,11 +17,12 @@ from transformers import (
     Gemma2Config,
     GraniteConfig,
     Llama4TextConfig,
+    Phi3Config,
     PreTrainedConfig,
 )
 
 from humanward.errors import UserError
-from humanward.models import Policy, RewardModel, fingerprint, load_causal_lm, load_tokenizer, resolve
+from humanward.models import Policy, RewardModel, check_context, fingerprint, load_causal_lm, load_tokenizer, loading, resolve
 from humanward.models.allocator import keep_freed_memory
 from humanward.models.loading import trunk_of
 from humanward.trainers.selftest import END, PAD, tiny_policy, tiny_tokenizer
@@ -75,6 +76,18 @@ def test_a_trunk_that_its_class_names_otherwise_is_found() -> None:
     config = Llama4TextConfig(**SIZES, intermediate_size_mlp=48, num_local_experts=2)
     model: Any = AutoModelForCausalLM.from_config(config)
     assert trunk_of(model) is model.model
+
+
+@pytest.mark.parametrize(("length", "times"), [(16, 0), (17, 1)])
+def test_positions_that_depend_on_the_longest_row_are_said_once(length: int, times: int, caplog: pytest.LogCaptureFixture) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(**SIZES, max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters=rope)
+    model = AutoModelForCausalLM.from_config(config)
+    loading._say_stretched.cache_clear()
+    for _ in range(2):
+        check_context(model, length - 4, 4, what="sampling")
+    assert caplog.text.count("one row of more than 16 tokens") == times
+    assert loading.stretched_beyond(tiny_policy().model.config) is None
 
 
 def test_without_a_saved_one_the_value_head_is_zero(folder: Path) -> None:

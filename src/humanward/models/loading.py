@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import warnings
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -235,13 +237,42 @@ def context_of(config: PreTrainedConfig) -> int:
 
 
 def check_context(model: PreTrainedModel, prompt: int, response: int, *, what: str) -> None:
-    """Raises UserError where a prompt of so many tokens and a response of so many are more than the model's context."""
+    """Whether a prompt of so many tokens and a response of so many are within what the model can read.
+
+    Said once of a model whose rotary positions stretch for all rows of a forward as soon as one passes the original context (longrope,
+    dynamic): from there on a row depends on those beside it.
+
+    Raises:
+        UserError: they are more than the model's context.
+    """
     room = context_length(model)
     if prompt + response > room:
         raise UserError(
             f"{what}: {prompt} tokens of a prompt and {response} of a response are {prompt + response}, but the context of "
             f"{model_name(model)} is {room}; shorten them, or use a model with a longer context"
         )
+    original = stretched_beyond(model.config)
+    if original is not None and prompt + response > original:
+        _say_stretched(model_name(model), original)
+
+
+def stretched_beyond(config: PreTrainedConfig) -> int | None:
+    """The tokens of one row beyond which every row of a forward gets other rotary positions; None where that is not so."""
+    config = config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given, *(kind for kind in given.values() if isinstance(kind, dict))]  # one for all layers, or one for each type of layer
+    stretching = [kind for kind in kinds if kind.get("rope_type") in ("longrope", "dynamic")]
+    found = [kind.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None)) for kind in stretching]
+    return min((length for length in found if isinstance(length, int)), default=None)
+
+
+@lru_cache
+def _say_stretched(name: str, original: int) -> None:
+    logging.getLogger("humanward").warning(
+        "%s: one row of more than %d tokens changes the rotary positions of all rows beside it, so that log-probabilities depend on the "
+        "batch; keep prompt and response within %d tokens",
+        name, original, original,
+    )  # fmt: skip
 
 
 def model_name(model: PreTrainedModel) -> str:
