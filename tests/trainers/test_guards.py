@@ -44,15 +44,32 @@ def said(rows: list[dict[str, float]], **settings: Any) -> list[str]:
     ],
 )  # fmt: skip
 def test_each_sign_is_said_once(ill: dict[str, float], kind: str) -> None:
-    assert said([WELL] * 10 + [WELL | ill] * 3 + [WELL], kl_limit=24.0) == [kind]
+    assert said([WELL] * 10 + [WELL | ill] * 3 + [WELL], kl_limit=24.0, ratio_limit=0.5) == [kind]
 
 
 @pytest.mark.parametrize("ill", [{"kl": -3.0}, {"first_ratio_error": 1.0}, {"kl": 99.0}])
 def test_a_mismatch_names_its_causes_in_the_order_in_which_they_were_met(ill: dict[str, float]) -> None:
-    (_, text), *others = Watch(kl_limit=24.0)(WELL | ill)
+    (_, text), *others = Watch(kl_limit=24.0, ratio_limit=0.5)(WELL | ill)
     assert not others
     places = [text.index(cause) for cause in ("task.top_k", "temperature", "padding", "adapters", "dropout")]
     assert places == sorted(places)
+
+
+def test_first_ratios_are_judged_by_the_number_type(problems: ModuleType) -> None:
+    """Of what 32 bits allow, rounding is a small part; of a temperature that one side forgot, less than what 16 bits allow."""
+    for name in ("ppo", "value network", "grpo"):
+        exact, coarse = (problems.MAKERS[name](dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+        assert (exact.ratio_limit, coarse.ratio_limit) == (0.05, 0.5)
+        for trainer in (exact, coarse):
+            assert trainer.step(0)["first_ratio_error"] < trainer.ratio_limit / 5
+    assert problems.ppo(dropout=0.1).ratio_limit is None
+    assert problems.sft().ratio_limit is None
+    wrong = problems.ppo()
+    wrong.rollouts.sampling = replace(wrong.rollouts.sampling, temperature=0.9)
+    rollout = wrong.sample_rollout(0)
+    wrong.rollouts.sampling = replace(wrong.rollouts.sampling, temperature=1.0)
+    error = wrong.update(wrong.advantages(rollout, torch.zeros_like(rollout.logprobs)))["ratio_error"]
+    assert 0.05 < error < 0.5
 
 
 def test_values_that_stay_worse_than_none_are_said_so() -> None:

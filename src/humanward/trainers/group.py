@@ -279,6 +279,10 @@ class GroupTrainer(Trainer):
         return KL_LIMIT
 
     @property
+    def ratio_limit(self) -> float:
+        return self.rollouts.ratio_limit
+
+    @property
     def reference(self) -> Policy:
         return self.rollouts.reference
 

@@ -319,6 +319,11 @@ class PPOTrainer(Trainer):
         target = c.kl_target if c.kl_target is not None else per_token
         return KL_LIMIT if target is None else 4 * target
 
+    @property
+    def ratio_limit(self) -> float | None:
+        """None where dropout makes every ratio random."""
+        return None if self.config.dropout > 0 else self.rollouts.ratio_limit
+
     def tensors(self) -> dict[str, Tensor]:
         moved = {} if self.moving_reference is None else with_prefix("reference", self.moving_reference.tensors())
         return self.updater.weights() | with_prefix("optimizer", self.updater.state_dict()) | moved

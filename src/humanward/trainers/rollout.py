@@ -16,8 +16,10 @@ from humanward.data import Task
 from humanward.data.batches import index_order, left_pad
 from humanward.errors import UserError
 from humanward.models import NextTokens, Policy, check_context, sample_responses
+from humanward.models.adapters import is_quantized
 from humanward.models.policy import ResponseOutputs, check_apart, check_same_tokens, evaluating, padded_states
 from humanward.storage import derive_seed
+from humanward.trainers.guards import FIRST_RATIO_ERROR
 from humanward.trainers.responses import prompt_ids, sampling_settings
 from humanward.trainers.rewards import Reward, Score, models_of, moved
 from humanward.trainers.scoring import Episodes, Scores, score_episodes
@@ -90,6 +92,12 @@ class RolloutSampler:
     def check_context(self, model: PreTrainedModel) -> None:
         """Raises UserError where a model has no room for the longest prompt with its response."""
         check_context(model, max(map(len, self.prompts)), self.task.config.response_length, what=self.stream.upper())
+
+    @property
+    def ratio_limit(self) -> float:
+        """How far from 1 the first ratios of a step may be for the number type of the policy."""
+        coarse = self.policy.head.weight.element_size() <= 2 or is_quantized(self.policy.model)
+        return FIRST_RATIO_ERROR[16 if coarse else 32]
 
     @torch.no_grad()
     def sample(self, step: int, *, reference_distributions: bool = False) -> Rollout:

@@ -30,6 +30,11 @@ class Trainer(Protocol):
         """KL per response, nats, that the watch calls too far; None where none is measured."""
         return None
 
+    @property
+    def ratio_limit(self) -> float | None:
+        """How far from 1 the first ratios of a step may be; None where there are none."""
+        return None
+
     def start(self) -> None:
         """Called once, before the first step of a training that does not resume. By default there is nothing to prepare."""
 
@@ -158,7 +163,7 @@ def _load(trainer: Trainer, checkpoint: Checkpoint) -> None:
 
 def _watch(around: Surroundings, trainer: Trainer, stage: str, round: int, first: int) -> Watch:
     """Who knows the steps before this one."""
-    watch = Watch(kl_limit=trainer.kl_limit)
+    watch = Watch(kl_limit=trainer.kl_limit, ratio_limit=trainer.ratio_limit)
     if around.alarms is not None and around.is_main:
         around.alarms.truncate(stage, round, first)
     if around.log is not None and around.is_main:
