@@ -55,6 +55,27 @@ def test_a_mismatch_names_its_causes_in_the_order_in_which_they_were_met(ill: di
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize(
+    ("ill", "causes"),
+    [
+        ({"skipped": 1.0}, ["learning rate", "scores", "dtype"]),
+        ({"grad_norm": 99.0}, ["learning rate", "scores", "long texts", "adapter"]),
+        ({"value_loss": 99.0}, ["scores", "value_lr", "the KL", "reward model"]),
+        ({"response_length": 99.0}, ["generation settings", "padding", "reward model", "price", "kl_coef"]),
+        ({"entropy": 0.1}, ["temperature", "kl_coef", "learning rate", "reward model"]),
+        ({"missing_truncation": 0.9}, ["generation settings", "padding", "price", "reward model"]),
+        ({"repetition": 0.9}, ["generation settings", "behind their end", "reward model", "kl_coef"]),
+    ],
+)
+def test_what_looks_ill_names_its_likely_causes_in_their_order(ill: dict[str, float], causes: list[str]) -> None:
+    watch = Watch()
+    watch.look_back([WELL] * 10)
+    ((_, text),) = watch(WELL | ill)
+    _, named = text.split("; look ", 1)
+    places = [named.index(cause) for cause in causes]
+    assert places == sorted(places)
+
+
 def test_first_ratios_are_judged_by_the_number_type(problems: ModuleType) -> None:
     """Of what 32 bits allow, rounding is a small part; of a temperature that one side forgot, less than what 16 bits allow."""
     for name in ("ppo", "value network", "grpo"):

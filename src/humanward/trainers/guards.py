@@ -27,6 +27,47 @@ MISMATCH = (
 )
 """Why sampling and scoring see different distributions, in the order in which it was found elsewhere: trl issues 235 and 736 (generation
 settings), N details policy 1 (temperature), trl 925 and 262 (padding), trl 250 and 495 (adapters), trl 4 (dropout)."""
+CAUSES = {
+    "numbers": ("the learning rate", "scores far from all others", "the number type (dtype float32 has more digits)"),
+    "gradient": (
+        "the learning rate (or set max_grad_norm)",
+        "scores far from all others (ppo.score_clip)",
+        "very long texts",
+        "the size of an adapter (lora.alpha)",
+    ),
+    "values": (
+        "scores far from all others (ppo.score_clip)",
+        "ppo.value_lr",
+        "the KL, which the returns pay for",
+        "a reward model of another scale than the last round's (reward.normalize_after)",
+    ),
+    "length": (
+        "generation settings (task.stop_at_eos, task.response_length)",
+        "padding (with a PAD that is EOS no end is learned)",
+        "a reward model that likes length",
+        "the price of a missing end (task.missing_truncation_score, task.missing_eos_penalty)",
+        "kl_coef",
+    ),
+    "entropy": (
+        "generation settings (task.temperature, task.top_k)",
+        "kl_coef, which keeps the reference's variety",
+        "the learning rate",
+        "a reward model that likes one answer best",
+    ),
+    "truncation": (
+        "generation settings (task.response_length, task.stop_at_eos, task.truncate_token)",
+        "padding (with a PAD that is EOS no end is learned)",
+        "the price of a missing end (task.missing_truncation_score, task.missing_eos_penalty)",
+        "a reward model that likes length",
+    ),
+    "repetition": (
+        "generation settings (task.temperature, task.top_k)",
+        "responses that go on behind their end",
+        "a reward model that likes it: see the samples",
+        "kl_coef and the learning rate",
+    ),
+}
+"""Where to look for what a watch says, the likeliest first: what is sampled, then what is scored, then what is trained."""
 WATCHED = ("response_length", "entropy", "missing_truncation", "repetition")
 """What is compared with the first steps of a training."""
 DISPLACEMENT_STEPS = 8
@@ -88,23 +129,23 @@ class Watch:
         signs = {
             "numbers": (
                 now.get("skipped", 0) > 0,
-                "an update had a loss or gradient that is not a finite number and was left out; lower the learning rate",
+                "an update had a loss or gradient that is not a finite number and was left out",
             ),
             "gradient": (
                 value["grad_norm"] > 10 * norm,
-                f"the gradient's norm is {value['grad_norm']:.3g}, usually {norm:.3g}; set max_grad_norm or lower the learning rate",
+                f"the gradient's norm is {value['grad_norm']:.3g}, usually {norm:.3g}",
             ),
             "values": (
                 value["value_loss"] > 100 * value_loss,
-                f"the value loss is {value['value_loss']:.3g}, lately at most {value_loss:.3g}; is one score or value far from all others?",
+                f"the value loss is {value['value_loss']:.3g}, lately at most {value_loss:.3g}",
             ),
             "length": (
                 value["response_length"] > 2 * usual["response_length"] or value["response_length"] < 0.5 * usual["response_length"],
-                f"responses have {value['response_length']:.1f} tokens, at first {usual['response_length']:.1f}; is length what is scored?",
+                f"responses have {value['response_length']:.1f} tokens, at first {usual['response_length']:.1f}",
             ),
             "entropy": (
                 value["entropy"] < 0.25 * usual["entropy"],
-                f"the entropy is {value['entropy']:.2f} nats per token, at first {usual['entropy']:.2f}: always one answer; raise kl_coef",
+                f"the entropy is {value['entropy']:.2f} nats per token, at first {usual['entropy']:.2f}: always one answer",
             ),
             "truncation": (
                 value["missing_truncation"] > 0.5 > 2 * usual["missing_truncation"],
@@ -112,9 +153,10 @@ class Watch:
             ),
             "repetition": (
                 value["repetition"] > 0.3 and value["repetition"] > 2 * usual["repetition"],
-                f"{value['repetition']:.0%} of the tokens repeat one before them, at first {usual['repetition']:.0%}; look at the samples",
+                f"{value['repetition']:.0%} of the tokens repeat one before them, at first {usual['repetition']:.0%}",
             ),
         }
+        signs = {kind: (ill, f"{text}; look in this order at: {'; '.join(CAUSES[kind])}") for kind, (ill, text) in signs.items()}
         signs |= policy_signs(self.history, now, kl_limit=self.kl_limit, ratio_limit=self.ratio_limit)
         signs |= displacement_signs(self.history, now)
         return [(kind, text) for kind, (ill, text) in signs.items() if ill]
