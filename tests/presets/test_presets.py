@@ -11,6 +11,7 @@ import yaml
 from humanward.config import preset_names
 from humanward.data import TaskConfig
 from humanward.data.locations import HUB_SETTINGS, Location
+from humanward.maths.schedules import warmup_share
 from humanward.rounds import LoopConfig
 
 ZIEGLER = [f"ziegler2019_{task}_{size}" for task in ("sentiment", "descriptiveness", "cnndm", "tldr") for size in ("124m", "774m")]
@@ -88,7 +89,7 @@ PRINTED: dict[str, dict[str, dict[str, object]]] = {
     "ouyang2022_instructgpt": {  # C.2 to C.4, section 3.5
         "ppo": {
             "episodes": 256_000, "batch_size": 512, "minibatches": 8, "ppo_epochs": 1, "value_lr": 9e-6, "lr_schedule": "constant",
-            "warmup_steps": 10, "kl_coef": 0.02, "kl_target": None, "gamma": 1.0, "clip_range": 0.2, "value_network": "reward_model",
+            "warmup_steps": 9, "kl_coef": 0.02, "kl_target": None, "gamma": 1.0, "clip_range": 0.2, "value_network": "reward_model",
             "ptx.coef": 27.8, "ptx.texts_per_episode": 8,
         },
         "reward": {"lr": 9e-6, "batch_size": 64, "epochs": 1, "loss": "all_pairs", "normalize_on": "demonstrations", "target_mean": 0.0},
@@ -185,3 +186,9 @@ def test_a_published_recipe_is_the_methods_own(name: str) -> None:
     config = LoopConfig.load(preset=name)
     own = dict.fromkeys(("baseline", "scale_advantages", "ratio", "average", "kl_in", "kl_estimator", "kl_coef"))
     assert config.group.model_copy(update=own).recipe(config.method) == config.group.recipe(config.method)
+
+
+def test_the_rate_of_instructgpt_rises_from_a_tenth() -> None:
+    """Ouyang et al. 2022, C.4: over ten steps, of which the tenth has all of it."""
+    warmup = yaml.safe_load(text_of("ouyang2022_instructgpt"))["ppo"]["warmup_steps"]
+    assert [warmup_share(step, warmup) for step in (0, 4, 9, 10)] == [0.1, 0.5, 1.0, 1.0]
