@@ -34,6 +34,14 @@ class Server:
                 if isinstance(answer, float):
                     time.sleep(answer)
                     answer = {"scores": [0.0]}
+                if isinstance(answer, Iterator):
+                    self.send_response(200)
+                    self.send_header("Content-Length", "100")
+                    self.end_headers()
+                    for byte in answer:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(0.05)
+                    return
                 code, headers, body = answer if isinstance(answer, tuple) else (200, {}, answer)
                 body = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(code)
@@ -101,6 +109,15 @@ def test_a_server_that_hangs(server: Server) -> None:
     server.answers = [0.3]
     with pytest.raises(RunError, match=r"no answer within 0\.1 s, 1 times in a row"):
         server.score(timeout=0.1, retries=0)(["p"], ["four"])
+
+
+def test_a_server_whose_answer_never_ends(server: Server) -> None:
+    """A byte every 50 ms, each of which comes in time."""
+    server.answers = [iter(b" " * 100)]
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"no answer within 0\.2 s, 1 times in a row"):
+        server.score(timeout=0.2, retries=0)(["p"], ["a"])
+    assert time.monotonic() - started < 2
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:

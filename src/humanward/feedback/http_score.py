@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,7 @@ class HTTPScore:
 
     url: str
     timeout: float = 60.0
-    """Seconds without a byte from the server, after which a request has failed."""
+    """Seconds for one request and its whole answer, after which it has failed."""
     retries: int = 4
     """Further attempts of a request, after 1, 2, 4, … seconds, or as many as the server's Retry-After says."""
     batch_size: int = 64
@@ -76,6 +78,22 @@ class HTTPScore:
         raise AssertionError("unreachable")
 
     def _post(self, body: bytes) -> bytes:
+        """The answer, if all of it comes in time: a socket's own timeout begins again with every byte."""
+        answer: Future[bytes] = Future()
+
+        def work() -> None:
+            try:
+                answer.set_result(self._asked(body))
+            except BaseException as fault:  # whatever it is, it belongs to the caller
+                answer.set_exception(fault)
+
+        threading.Thread(target=work, daemon=True, name="humanward-http-score").start()
+        try:
+            return answer.result(self.timeout)
+        except TimeoutError:
+            raise _Transient(f"no answer within {self.timeout:g} s") from None
+
+    def _asked(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if token := os.environ.get(TOKEN):
             headers["Authorization"] = f"Bearer {token}"

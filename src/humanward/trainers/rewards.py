@@ -67,7 +67,7 @@ class ScoringConfig(Config):
     ``labeler=score:…``: ``python:FILE.py:FUNCTION``, ``http://HOST/PATH``, ``hf:FOLDER``, ``length:40``, ``repetition:3``, ``words``, ….
     0 leaves a term out."""
     timeout: PositiveFloat = TIMEOUT
-    """Seconds that a function may take for one batch, and a server without sending a byte."""
+    """Seconds that a function may take for one batch, and a server for one request."""
     retries: NonNegativeInt = 2
     """Further attempts where a function raised or a server did not answer, after 1, 2, 4, … seconds."""
 
