@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from humanward.trainers import (
     score_episodes,
     train,
 )
-from humanward.trainers.calls import Late, call, call_again
+from humanward.trainers.calls import Exited, Late, call, call_again
 from humanward.trainers.rewards import call_score
 from humanward.trainers.selftest import WORDS, tiny_policy, tiny_task
 
@@ -61,6 +62,36 @@ def test_a_call_that_hangs_is_left_behind() -> None:
         call(over.wait, 10.0, timeout=0.05)
     assert time.monotonic() - started < 2
     over.set()
+
+
+def test_coroutines_share_a_loop() -> None:
+    """A client belongs to the loop in which it was first used."""
+
+    async def loop() -> Any:
+        return asyncio.get_running_loop()
+
+    async def exiting() -> None:
+        sys.exit(1)
+
+    first = call(loop)
+    with pytest.raises(Exited, match=r"sys\.exit\(1\)"):
+        call(exiting)
+    assert call(loop) is first
+
+
+def test_a_coroutine_that_is_late_is_cancelled() -> None:
+    cancelled = threading.Event()
+
+    async def hanging() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with pytest.raises(Late):
+        call(hanging, timeout=0.05)
+    assert cancelled.wait(5)
 
 
 def test_a_stop_is_heard_while_a_call_works() -> None:
@@ -105,6 +136,8 @@ def test_a_coroutine_function_is_a_score() -> None:
         (None, "returned None; it must return one number per response"),
         (np.zeros((2, 1)), r"returned an array of shape (2, 1)"),
         (torch.zeros(()), r"returned an array of shape ()"),
+        ([[1.0], [2.0]], r"returned rows of shape (2, 1)"),
+        (1.0, "returned a float"),
         ("ab", "returned a str"),
         ({"a": 1.0}, "returned a dict"),
     ],
@@ -222,6 +255,14 @@ def hanging(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return []
 
 
+def exiting(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    sys.exit(3)
+
+
+async def exiting_later(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    sys.exit(3)
+
+
 def rows_of_two(prompts: Sequence[str], responses: Sequence[str]) -> Any:
     return torch.zeros(len(responses), 2)
 
@@ -231,6 +272,9 @@ FAULTS: dict[str, tuple[Callable[..., Any], str]] = {
     "hangs": (GuardedScore(hanging, timeout=0.02), "reward hanging: no answer within 0.02 s for 16 responses; see why it hangs"),  # type: ignore[dict-item]
     "wrong shape": (rows_of_two, "reward rows_of_two: returned an array of shape (16, 2); it must return one number per response"),
     "too few": (lambda p, r: [1.0], "reward <lambda>: 1 scores for 16 responses; it must return one number per response"),
+    "beyond 32 bits": (lambda p, r: [1e300] * len(r), "is 1e+300; scores must be finite numbers of 32 bits"),
+    "exits": (exiting, "reward exiting: raised Exited: it called sys.exit(3); it must map"),
+    "exits in a coroutine": (exiting_later, "reward exiting_later: raised Exited: it called sys.exit(3); it must map"),
     "nan": (lambda p, r: [math.nan] * len(r), "is nan; scores must be finite numbers"),
     "none": (lambda p, r: None, "reward <lambda>: returned None; it must return one number per response"),
     "one none": (lambda p, r: [None] * len(r), "is None; scores must be finite numbers"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -158,10 +158,11 @@ def call_score(
         raise RunError(f"reward {name}: returned {values}; it must return one number per response")
     if len(values) != len(responses):
         raise RunError(f"reward {name}: {len(values)} scores for {len(responses)} responses; it must return one number per response")
-    for value, response in zip(values, responses, strict=True):
-        if value is None or not math.isfinite(value):
-            raise RunError(f"reward {name}: the score of {response[:60]!r} is {value}; scores must be finite numbers")
-    return torch.tensor(values, dtype=torch.float32)
+    scores = torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
+    for score, value, response in zip(scores.tolist(), values, responses, strict=True):
+        if not math.isfinite(score):
+            raise RunError(f"reward {name}: the score of {response[:60]!r} is {value}; scores must be finite numbers of 32 bits")
+    return scores
 
 
 def _guarded(score: Score | AsyncScore) -> GuardedScore:
@@ -176,7 +177,13 @@ def _numbers(given: Any) -> list[float | None] | str:
         return f"an array of shape {tuple(shape)}"
     if given is None or isinstance(given, str | bytes | Mapping):
         return "None" if given is None else f"a {type(given).__name__}"
-    return [None if value is None else float(value) for value in given]
+    if not isinstance(given, Iterable):
+        return f"a {type(given).__name__}"
+    values = list(given)
+    nested = next((value for value in values if isinstance(value, list | tuple)), None)
+    if nested is not None:
+        return f"rows of shape ({len(values)}, {len(nested)})"
+    return [None if value is None else float(value) for value in values]
 
 
 class LabelerChoice:
