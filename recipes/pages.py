@@ -1,5 +1,5 @@
-"""Make the pages of docs/ that follow from the code: settings.md from the settings, paper_map.md from paper_map.yaml and the tests,
-losses.md from the losses and losses.yaml, ppo.md from the settings of PPO and ppo_settings.yaml.
+"""Make the pages of docs/ that follow from the code: settings.md from the settings and settings.yaml, paper_map.md from paper_map.yaml and
+the tests, losses.md from the losses and losses.yaml, ppo.md from the settings of PPO, ppo_settings.yaml and ppo.md.
 
 python recipes/pages.py          # or: make docs
 """
@@ -26,14 +26,17 @@ MADE = "<!-- Made by `make docs`: do not edit. -->"
 
 
 def settings_page() -> str:
-    """Every setting with type, default and explanation, a table per section."""
+    """Every setting with type, default and explanation, a table per section; where it is known, with source and tests."""
     rows = settings(LoopConfig)
     sections = {row.name: row for row in rows if row.type.startswith("section")}
+    known, tests = _known_settings({row.name for row in rows} - sections.keys()), test_functions()
     lines = [
         "# Settings", "", MADE, "",
         "A run's settings come from a preset, then a YAML file, then the command line: `ppo.kl_coef=0.1`; the later wins, name by name.",
         "`humanward settings` prints this list, `humanward settings --preset NAME` with a preset's values, and `humanward init RUN` writes",
         "all of them into a file to be edited. A section that may be null is turned off by `sft=null`, and on by any name inside it.",
+        "`task`, `scoring` and the methods on groups say where a setting is from and which tests fail without it; [ppo.md](ppo.md) says it",
+        "of `ppo`, and [losses.md](losses.md) of the losses of `dpo`.",
     ]  # fmt: skip
     for section in ("", *sections):
         inside = [row for row in rows if row.name not in sections and row.name.rpartition(".")[0] == section]
@@ -43,9 +46,23 @@ def settings_page() -> str:
             lines += ["", f"## {section}{off}", "", sections[section].doc]
         else:
             lines += ["", "## The run"]
-        lines += ["", "| Setting | Type | Default | What it does |", "|---|---|---|---|"]
-        lines += [f"| `{row.name}` | {_cell(row.type)} | `{_cell(row.default)}` | {_cell(row.doc)} |" for row in inside]
+        told = any(row.name in known for row in inside)
+        lines += ["", "| Setting | Type | Default | What it does |" + " Source | Tests that fail without it |" * told]
+        lines.append("|---|---|---|---|" + "---|---|" * told)
+        for row in inside:
+            behind = f" {_cell(known[row.name]['source'])} | {_tests(known[row.name]['tests'], tests)} |" if told else ""
+            lines.append(f"| `{row.name}` | {_cell(row.type)} | `{_cell(row.default)}` | {_cell(row.doc)} |{behind}")
     return "\n".join(lines) + "\n"
+
+
+def _known_settings(names: set[str]) -> dict[str, Any]:
+    """Source and tests of the settings in settings.yaml, whose sections must be whole."""
+    known = yaml.safe_load((ROOT / "recipes/settings.yaml").read_text(encoding="utf-8"))
+    begun = {name.rpartition(".")[0] for name in known}
+    wrong = known.keys() ^ {name for name in names if name.rpartition(".")[0] in begun}
+    if wrong:
+        raise SystemExit(f"error: recipes/settings.yaml: {', '.join(sorted(wrong))} is not in both it and the code")
+    return known
 
 
 def paper_map_page() -> str:

@@ -164,6 +164,14 @@ def test_online_dpo_on_a_pair_is_dpo(problems: ModuleType) -> None:
     assert loss_of(trainer, groups, groups.rollout.logprobs).item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
+def test_the_loss_of_online_dpo_is_the_chosen_one(problems: ModuleType) -> None:
+    """At the reference every lead is 0: DPO's loss is log 2, IPO's (0 - 1 / (2 beta))^2, the hinge's 1."""
+    for loss, expected in (("sigmoid", math.log(2)), ("ipo", 1.0), ("hinge", 1.0)):
+        trainer = problems.groups("online_dpo", responses_per_prompt=2, beta=0.5, loss=loss)
+        groups, _ = first_groups(trainer)
+        assert loss_of(trainer, groups, groups.rollout.reference_logprobs).item() == pytest.approx(expected, rel=1e-5), loss
+
+
 def test_expert_iteration_is_the_likelihood_of_what_is_kept(problems: ModuleType) -> None:
     trainer = problems.groups("expert_iteration", task=ending_task())
     groups, _ = first_groups(trainer)
@@ -207,6 +215,13 @@ def test_every_method_raises_the_score(problems: ModuleType, method: str) -> Non
     metrics = trainer.run()
     assert metrics[-1]["score"] > metrics[0]["score"] + 0.3
     assert metrics[0]["first_ratio_error"] < 1e-4
+
+
+@pytest.mark.parametrize("method", ["rloo", "online_dpo", "expert_iteration"])
+def test_episodes_passes_and_minibatches_make_the_updates(problems: ModuleType, method: str) -> None:
+    """48 episodes in steps of 24 are 2 steps, each of 3 passes over 2 minibatches."""
+    metrics = problems.groups(method, episodes=48, batch_size=24, responses_per_prompt=4, minibatches=2, epochs=3).run()
+    assert [row["updates"] for row in metrics] == [6, 6]
 
 
 @pytest.mark.parametrize("settings", [{}, {"kl_in": "loss", "kl_estimator": "k2"}, {"kl_in": "loss"}])
