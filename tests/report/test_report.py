@@ -424,6 +424,20 @@ def test_a_hostile_folder_name_is_text(tmp_path: Path):
     assert "<script>alert(1)<⟨U+202E⟩script>" in found.text
 
 
+@pytest.mark.parametrize(
+    ("settings", "held"),
+    [
+        ({"kl_target": 6.0}, "held near 6 nats per response of KL divergence"),
+        ({"kl_target": None, "kl_target_per_token": 0.25}, "held near 0.250 nats per token of KL divergence"),
+        ({"kl_target": None}, "penalised for KL divergence"),
+    ],
+)
+def test_the_kl_aimed_at_is_said_with_its_unit(run: Path, fixture: ModuleType, settings: dict[str, Any], held: str) -> None:
+    config = fixture.config()
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"ppo": config["ppo"] | settings}))
+    assert held in build_report(run).read_text(encoding="utf-8")
+
+
 def test_a_win_in_the_eyes_of_the_reward_model_is_not_called_a_preference(run: Path) -> None:
     path = run / "evaluation/results.json"
     results = json.loads(path.read_text(encoding="utf-8"))

@@ -528,7 +528,7 @@ def test_the_score_is_at_the_end_token_and_not_one_slot_later() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kl_target_per_token": 0.1}, "kl_target and kl_target_per_token are both set; set one of them to null"),
+        ({"kl_target_per_token": 0.1}, "kl_target \\(per response\\) and kl_target_per_token are both set; set one of them to null"),
         ({"kl_target": None, "kl_target_per_token": 0.1, "kl_coef": 0}, "kl_target needs a kl_coef above 0"),
         (
             {"batch_size": 1024, "kl_horizon": 204},

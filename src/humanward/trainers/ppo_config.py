@@ -56,9 +56,10 @@ class PPOConfig(Config):
     kl_coef: NonNegativeFloat = 0.15
     """Weight of the KL to the reference, score units per nat; the start value where a KL target is set."""
     kl_target: PositiveFloat | None = 6.0
-    """KL that the adaptive controller steers to, nats per response; null: ``kl_coef`` stays."""
+    """Nats per response, not per token: the KL, summed over a response's tokens, that the adaptive controller steers to. null: ``kl_coef``
+    stays."""
     kl_target_per_token: PositiveFloat | None = None
-    """The same in nats per token, in place of ``kl_target``, for responses of different lengths; null: no such target."""
+    """Nats per token: the same target for responses of different lengths, in place of ``kl_target``; null: no such target."""
     kl_horizon: PositiveInt = 10_000
     """Episodes over which the controller could change the coefficient by its clip."""
     kl_clip: PositiveFloat = 0.2
@@ -142,7 +143,10 @@ class PPOConfig(Config):
         several = c.ppo_epochs * c.minibatches > 1
         largest = c.kl_clip * c.batch_size
         for contradicts, text in (
-            (None not in (c.kl_target, c.kl_target_per_token), "kl_target and kl_target_per_token are both set; set one of them to null"),
+            (
+                None not in (c.kl_target, c.kl_target_per_token),
+                "kl_target (per response) and kl_target_per_token are both set; set one of them to null",
+            ),
             (targets and c.kl_coef == 0, "kl_target needs a kl_coef above 0 to start from, since the controller multiplies it"),
             (
                 targets and largest >= c.kl_horizon,

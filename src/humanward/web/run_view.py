@@ -20,7 +20,7 @@ TUNING = "tuning"
 """Stands for the stage that tunes the policy, which is called after the run's method."""
 CHARTS: list[tuple[str, str, str, dict[str, str], str]] = [  # id, title, stage, metrics with their names, what stands below
     ("score", "Score of the policy", TUNING, {"score": "reward model", "true_score": "known score"}, "update"),
-    ("kl", "KL from the reference, nats", TUNING, {"kl": "KL"}, "update"),
+    ("kl", "KL from the reference, nats per response", TUNING, {"kl": "KL"}, "update"),
     ("length", "Length of responses, tokens", TUNING, {"response_length": "length"}, "update"),
     ("entropy", "Entropy, nats per token", TUNING, {"entropy": "entropy"}, "update"),
     ("implicit", "Accuracy of the implicit reward", TUNING, {"accuracy": "round {round}"}, "update of the round"),

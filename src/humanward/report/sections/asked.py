@@ -32,6 +32,7 @@ IMPORTANT = {
     "ppo.lr": "learning rate of PPO",
     "ppo.kl_coef": "weight of the KL penalty (at the start)",
     "ppo.kl_target": "KL aimed at, nats per response",
+    "ppo.kl_target_per_token": "KL aimed at, nats per token",
     "ppo.clip_range": "clip range of the policy ratio",
     "dpo.loss": "what DPO minimised",
     "dpo.beta": "pull toward the reference, score units per nat",
@@ -113,8 +114,10 @@ def _tuning(method: str, settings: dict[str, str]) -> str:
     score, it = "A reward model learned to predict those answers, and", "its score"
     if "model" not in terms:
         score, it = "The score was a given one, not learned from them;", "it"
-    target = settings.get(f"{method}.kl_target", "none")
-    held = f"held near {decimal(_as_number(target))} nats of" if target != "none" else "penalised for"
+    held = "penalised for"
+    for setting, unit in (("kl_target", "response"), ("kl_target_per_token", "token")):
+        if (target := settings.get(f"{method}.{setting}", "none")) != "none":
+            held = f"held near {decimal(_as_number(target))} nats per {unit} of"
     free = method == "expert_iteration" or (method == "dr_grpo" and not _as_number(settings.get("group.kl_coef", "0")))
     if free:
         return f"{score} {name} tuned the policy to raise {it}; nothing but the number of steps held it to the model it started as."
