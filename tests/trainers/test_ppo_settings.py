@@ -487,6 +487,15 @@ def test_texts_of_single_tokens_are_no_pretraining(tmp_path: Any) -> None:
         trainer(ptx={"texts": str(tmp_path / "short.txt")})
 
 
+def test_the_only_update_of_a_step_is_measured_before_it_is_made(problems: ModuleType) -> None:
+    """docs/ppo.md: with one update a step ratios are 1 and KLs 0, however far it goes; a second one sees the first."""
+    one, two = (problems.ppo(ppo_epochs=passes, minibatches=1).step(0) for passes in (1, 2))
+    assert (one["ratio_mean"], one["ratio_max"]) == (pytest.approx(1, abs=1e-5), pytest.approx(1, abs=1e-5))
+    assert max(one[name] for name in ("out_of_range", "clip_fraction", "approx_kl", "old_kl", "old_kl_max")) < 1e-8
+    assert two["old_kl"] > 1e-6
+    assert two["ratio_max"] > 1.001
+
+
 # ---- the end of a response
 
 
