@@ -14,6 +14,7 @@ from humanward.errors import RunError, UserError
 from humanward.models import Policy, RewardModel
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
 from humanward.trainers import PPOConfig, PPOTrainer, Surroundings, train
+from humanward.trainers.guards import TrainingError
 from humanward.trainers.selftest import tiny_policy, tiny_task
 
 TRAINERS = ["sft", "reward", "ppo", "dpo", "value network", "everything"]
@@ -183,6 +184,20 @@ def test_a_fault_leaves_the_last_checkpoint(problems: ModuleType, tmp_path: Path
     with pytest.raises(RunError):
         train(trainer, surroundings(tmp_path))
     assert Checkpoints(tmp_path / "checkpoints").steps() == [2]
+
+
+def test_a_fault_while_an_earlier_round_is_done_again_goes_back_within_it(problems: ModuleType, tmp_path: Path) -> None:
+    """There is a checkpoint of a later round, step 4; the fault comes before step 2."""
+    train(problems.ppo(), surroundings(tmp_path, checkpoint_seconds=0.0))
+    assert 4 in Checkpoints(tmp_path / "checkpoints").steps()
+    trainer = problems.ppo()
+
+    def bad(index: int) -> dict[str, float]:
+        raise TrainingError("ill", {})
+
+    trainer.step = bad
+    with pytest.raises(RunError, match=r"^ill. Nothing was saved before$"):
+        train(trainer, surroundings(tmp_path), until=2)
 
 
 def test_only_the_main_process_writes(problems: ModuleType, tmp_path: Path) -> None:

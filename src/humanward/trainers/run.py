@@ -135,7 +135,7 @@ def train(
             if done < end and time.monotonic() - saved_at > around.checkpoint_seconds:
                 save()
     except TrainingError as fault:
-        raise RunError(f"{fault}. {_after(around, trainer, stage, round, done, fault)}") from None
+        raise RunError(f"{fault}. {_after(around, trainer, stage, round, done, fault, before=end + 1)}") from None
     except Stopped:
         # careful: a step that was interrupted has changed nothing yet only if it raised before its first update; the last whole step is
         # what the weights hold whenever a trainer checks the flag before updating, and that is the rule for trainers.
@@ -178,9 +178,9 @@ def _say(around: Surroundings, found: list[tuple[str, str]], stage: str, round: 
             around.alarms.append({"stage": stage, "round": round, "step": step, "kind": kind, "text": text})
 
 
-def _after(around: Surroundings, trainer: Trainer, stage: str, round: int, step: int, fault: TrainingError) -> str:
-    """Go back to the last checkpoint, keep the batch, and say so."""
-    checkpoint = around.checkpoints.latest() if around.checkpoints is not None else None
+def _after(around: Surroundings, trainer: Trainer, stage: str, round: int, step: int, fault: TrainingError, *, before: int) -> str:
+    """Go back to the last checkpoint of a step before that, keep the batch, and say so."""
+    checkpoint = around.checkpoints.latest(before=before) if around.checkpoints is not None else None
     if checkpoint is not None:
         _load(trainer, checkpoint)
     said = f"The weights are those of step {checkpoint.step}" if checkpoint is not None else "Nothing was saved before"
