@@ -200,6 +200,28 @@ def test_a_fault_while_an_earlier_round_is_done_again_goes_back_within_it(proble
         train(trainer, surroundings(tmp_path), until=2)
 
 
+def test_checkpoints_that_take_long_are_further_apart(problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: a step takes one second and a save two. Saved after step 1; over 40 seconds later, after step 42; at the end."""
+    clock = [0.0]
+    monkeypatch.setattr("humanward.trainers.run.time.monotonic", lambda: clock[0])
+    around, saved = surroundings(tmp_path, checkpoint_seconds=0.5), list[int]()
+    assert around.checkpoints is not None
+
+    def save(step: int, *_: Any) -> None:
+        clock[0] += 2.0
+        saved.append(step)
+
+    def step(index: int) -> dict[str, float]:
+        clock[0] += 1.0
+        return {}
+
+    trainer = problems.sft(epochs=30)
+    monkeypatch.setattr(around.checkpoints, "save", save)
+    monkeypatch.setattr(trainer, "step", step)
+    train(trainer, around)
+    assert saved == [1, 42, 60]
+
+
 def test_only_the_main_process_writes(problems: ModuleType, tmp_path: Path) -> None:
     train(problems.sft(), surroundings(tmp_path, is_main=False))
     assert list(tmp_path.rglob("*step-*")) == []

@@ -208,7 +208,8 @@ class LoopConfig(Config):
     threads: NonNegativeInt = 0
     """CPU threads; 0: as many as cores. Part of a run, since it can change the last bits of a number."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Longest time between two checkpoints of a training. Never changes a result."""
+    """Longest time between two checkpoints of a training; where one takes over a second to write, 20 times what the last one took if that
+    is longer. Never changes a result."""
     self_test: bool = True
     """Before the first stage, check on a tiny problem that reward, KL, advantage and labels have the right sign, and on some of the run's
     prompts that its model and tokenizer go together: temperature, padding, tokens."""

@@ -21,6 +21,12 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 class Trainer(Protocol):
+SAVES_APART = 20
+"""At least so many times what the last save took lies between two checkpoints: they cost a twentieth of the time at most."""
+CHEAP_SAVE = 1.0
+"""Seconds up to which a save may come as often as it is wished."""
+
+
     """What the loop needs of a trainer. ``step(i)`` must be a pure function of the state and ``i``: no iterator, no global random state."""
 
     total_steps: int
@@ -74,7 +80,8 @@ class Surroundings:
     stop: StopFlag = field(default_factory=StopFlag)
     progress: Progress = silent
     checkpoint_seconds: float = 30.0
-    """Save when so much time has passed since the last save. When a checkpoint was written never changes a result."""
+    """Save when so much time has passed since the last save, or 20 times what that save took if that is longer and it took over a second.
+    When a checkpoint was written never changes a result."""
     is_main: bool = True
     """Only the main process writes."""
     faults: Path | None = None
@@ -112,15 +119,17 @@ def train(
         around.log.truncate(stage, round, first)
     watch = _watch(around, trainer, stage, round, first)
     history: list[dict[str, float]] = []
-    saved_at, saved_step = time.monotonic(), first
+    saved_at, saved_step, save_seconds = time.monotonic(), first, 0.0
     done = first
 
     def save() -> None:
-        nonlocal saved_at, saved_step
+        nonlocal saved_at, saved_step, save_seconds
         if done > saved_step:
             _save(around, trainer, done)
+            began = time.monotonic()
             saved_at, saved_step = time.monotonic(), done
 
+            save_seconds = saved_at - began
     try:
         for index in range(first, end):
             around.stop.check()
@@ -132,7 +141,8 @@ def train(
             if around.log is not None and around.is_main:
                 around.log.append({"stage": stage, "round": round, "step": index, **metrics})
             around.progress(stage, done, end, metrics)
-            if done < end and time.monotonic() - saved_at > around.checkpoint_seconds:
+            pause = SAVES_APART * save_seconds if save_seconds > CHEAP_SAVE else 0.0
+            if done < end and time.monotonic() - saved_at > max(around.checkpoint_seconds, pause):
                 save()
     except TrainingError as fault:
         raise RunError(f"{fault}. {_after(around, trainer, stage, round, done, fault, before=end + 1)}") from None
