@@ -176,6 +176,32 @@ def test_every_method_that_samples_has_a_limit_of_its_kl(
     assert said.startswith("the KL is 300.0 nats per response, beyond 50.0; raise kl_coef")
 
 
+@pytest.mark.parametrize("name", ["reward", "ppo", "grpo"])
+def test_the_first_alarm_of_a_kind_keeps_its_batch(
+    problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One update without a finite loss; the training goes on, and a later one of its stage keeps no more."""
+    around = Surroundings(faults=tmp_path / "faults", tell=lambda _: None)
+    for part in (1, 2):
+        trainer = problems.MAKERS[name](minibatches=2) if name != "reward" else problems.reward()
+        update = trainer.updater.update
+        seen: list[Any] = []
+
+        def spoilt(micro: Any, loss: Any, *, seen: list[Any] = seen, update: Any = update, **settings: Any) -> dict[str, float]:
+            seen.append(settings["batch"]())
+            return update(micro, lambda *args: loss(*args) * (math.nan if len(seen) == 2 else 1), **settings)
+
+        monkeypatch.setattr(trainer.updater, "update", spoilt)
+        train(trainer, around, stage=name, round=part)
+        if part == 1:
+            first = seen[1]
+    folder = tmp_path / "faults" / f"{name}-numbers"
+    assert json.loads((folder / "fault.json").read_text())["round"] == 1
+    kept = StoredTensors(folder / "batch.safetensors")
+    assert kept.keys() == first.keys()
+    assert all(torch.equal(kept[key], first[key]) for key in first)
+
+
 def test_alarms_are_written_and_cut_with_the_run(problems: ModuleType, tmp_path: Path) -> None:
     """The KL limit of a target of 0.001 nats is passed at once; the second part does not say it twice."""
     told: list[str] = []

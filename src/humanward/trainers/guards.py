@@ -82,12 +82,15 @@ class TrainingError(RunError):
         self.batch = dict(batch)
 
 
-def keep_batch(folder: Path, stage: str, round: int, step: int, fault: TrainingError) -> Path:
-    """Write the batch of a fault where somebody can look at it: ``batch.safetensors`` and ``fault.json``."""
-    path = folder / (f"{stage}-{round}-step-{step}" if round else f"{stage}-step-{step}")
+KEPT_KINDS = ("numbers", "gradient", "values", "kl")
+"""Alarms at the first of which in a stage the batch is kept."""
+
+
+def keep_batch(path: Path, stage: str, round: int, step: int, message: str, batch: Mapping[str, Tensor]) -> Path:
+    """Write the batch of a fault or alarm where somebody can look at it: ``batch.safetensors`` and ``fault.json``."""
     with atomic_folder(path) as temporary:
-        write_tensors(temporary / "batch.safetensors", {name: tensor.detach().cpu() for name, tensor in fault.batch.items()})
-        write_json(temporary / "fault.json", {"stage": stage, "round": round, "step": step, "message": str(fault)})
+        write_tensors(temporary / "batch.safetensors", {name: tensor.detach().cpu() for name, tensor in batch.items()})
+        write_json(temporary / "fault.json", {"stage": stage, "round": round, "step": step, "message": message})
     return path
 
 

@@ -97,6 +97,8 @@ class EnsembleTrainer(Trainer):
                     demonstrations=demonstrations, seed=derive_seed(seed, "member", number), accelerator=accelerator,
                 )
             )  # fmt: skip
+        self.updater = self.trainers[0].updater
+        """Of the member whose turn it is."""
         self.ends = np.cumsum([trainer.total_steps for trainer in self.trainers]).tolist()
         self.total_steps: int = self.ends[-1]
 
@@ -113,6 +115,7 @@ class EnsembleTrainer(Trainer):
         number = next(i for i, end in enumerate(self.ends) if index < end)
         trainer = self.trainers[number]
         activate(trainer.reward_model)
+        self.updater = trainer.updater
         return {**trainer.step(index - (self.ends[number] - trainer.total_steps)), "member": float(number)}
 
     def held_out_accuracy(self, *, batch_size: int = 64) -> list[tuple[int, int]]:

@@ -14,19 +14,20 @@ from torch import Tensor
 
 from humanward.errors import RunError
 from humanward.storage import Checkpoint, Checkpoints, MetricsLog, StopFlag, Stopped
-from humanward.trainers.guards import TrainingError, Watch, keep_batch
+from humanward.trainers.guards import KEPT_KINDS, TrainingError, Watch, keep_batch
+from humanward.trainers.updates import Updater
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called as (stage, steps done, steps in all, last metrics)."""
 
 
-class Trainer(Protocol):
 SAVES_APART = 20
 """At least so many times what the last save took lies between two checkpoints: they cost a twentieth of the time at most."""
 CHEAP_SAVE = 1.0
 """Seconds up to which a save may come as often as it is wished."""
 
 
+class Trainer(Protocol):
     """What the loop needs of a trainer. ``step(i)`` must be a pure function of the state and ``i``: no iterator, no global random state."""
 
     total_steps: int
@@ -85,7 +86,7 @@ class Surroundings:
     is_main: bool = True
     """Only the main process writes."""
     faults: Path | None = None
-    """Where the batch of a fault is kept."""
+    """Where the batch of a fault is kept, and that of the first alarm of some kinds."""
     alarms: MetricsLog | None = None
     """What the watch over the metrics said."""
     tell: Callable[[str], None] = logging.getLogger("humanward").warning
@@ -125,11 +126,11 @@ def train(
     def save() -> None:
         nonlocal saved_at, saved_step, save_seconds
         if done > saved_step:
-            _save(around, trainer, done)
             began = time.monotonic()
+            _save(around, trainer, done)
             saved_at, saved_step = time.monotonic(), done
-
             save_seconds = saved_at - began
+
     try:
         for index in range(first, end):
             around.stop.check()
@@ -137,7 +138,7 @@ def train(
             metrics = {name: value for name, value in trainer.step(index).items() if math.isfinite(value)}
             done = index + 1
             history.append(metrics)
-            _say(around, watch(metrics), stage, round, index)
+            _say(around, trainer, watch(metrics), stage, round, index)
             if around.log is not None and around.is_main:
                 around.log.append({"stage": stage, "round": round, "step": index, **metrics})
             around.progress(stage, done, end, metrics)
@@ -181,8 +182,13 @@ def _watch(around: Surroundings, trainer: Trainer, stage: str, round: int, first
     return watch
 
 
-def _say(around: Surroundings, found: list[tuple[str, str]], stage: str, round: int, step: int) -> None:
+def _say(around: Surroundings, trainer: Trainer, found: list[tuple[str, str]], stage: str, round: int, step: int) -> None:
     for kind, text in found if around.is_main else []:
+        path = None if around.faults is None or kind not in KEPT_KINDS else around.faults / f"{stage}-{kind}"
+        updater: Updater | None = getattr(trainer, "updater", None)
+        if path is not None and updater is not None and not path.exists():
+            batch = updater.batch_left_out if kind == "numbers" else updater.batch
+            keep_batch(path, stage, round, step, text, batch())
         around.tell(f"{stage}, step {step + 1}: {text}")
         if around.alarms is not None:
             around.alarms.append({"stage": stage, "round": round, "step": step, "kind": kind, "text": text})
@@ -195,7 +201,8 @@ def _after(around: Surroundings, trainer: Trainer, stage: str, round: int, step:
         _load(trainer, checkpoint)
     said = f"The weights are those of step {checkpoint.step}" if checkpoint is not None else "Nothing was saved before"
     if around.faults is not None and around.is_main:
-        said += f"; the batch is in {keep_batch(around.faults, stage, round, step, fault)}"
+        path = around.faults / (f"{stage}-{round}-step-{step}" if round else f"{stage}-step-{step}")
+        said += f"; the batch is in {keep_batch(path, stage, round, step, str(fault), fault.batch)}"
     return said
 
 

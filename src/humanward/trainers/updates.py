@@ -68,6 +68,10 @@ class Updater:
         self.applied = 0
         """Updates that Adam has made."""
         self.bad_in_a_row = 0
+        self.batch: Callable[[], Mapping[str, Tensor]] = dict
+        """Of the last update."""
+        self.batch_left_out: Callable[[], Mapping[str, Tensor]] = dict
+        """Of the last update whose loss or gradient was not finite."""
 
     def current_lr(self) -> float:
         """The learning rate of the next update: lr * (1 - steps done / steps) when linear, as lm-human-preferences anneals."""
@@ -100,6 +104,7 @@ class Updater:
         Raises:
             TrainingError: the third such update in a row.
         """
+        self.batch = batch
         for p in (*self.trained.values(), *self.named.values()):
             p.grad = None
         total = torch.zeros((), device=self.accelerator.device)
@@ -117,6 +122,7 @@ class Updater:
         lr = self.current_lr()
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             self.bad_in_a_row += 1
+            self.batch_left_out = batch
             if self.bad_in_a_row >= BAD_UPDATES:
                 raise TrainingError(
                     f"{what}: update {self.updates}: the {'loss' if not torch.isfinite(total) else 'gradient'} is not a finite number, "
