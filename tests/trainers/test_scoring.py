@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from humanward.data import Task
+from humanward.data import Task, left_pad, right_pad
 from humanward.errors import RunError, UserError
 from humanward.models import Policy, RewardModel
-from humanward.storage import Stopped
+from humanward.storage import StopFlag, Stopped
 from humanward.trainers import (
     Episodes,
     PPOConfig,
@@ -28,7 +28,8 @@ from humanward.trainers import (
     choices,
     score_episodes,
 )
-from humanward.trainers.scoring import call_score
+from humanward.trainers.reward_ensemble import choice_probabilities
+from humanward.trainers.scoring import call_score, model_scores
 from humanward.trainers.selftest import tiny_policy, tiny_task
 
 
@@ -130,6 +131,55 @@ def test_an_empty_response_is_read_at_its_end_token(problems: ModuleType) -> Non
     words = task.tokenizer.decode([3, 4])
     assert TextReward(model, task)([words], [""]) == pytest.approx([expected], abs=1e-6)
     assert TextReward(model, task)([words, words], ["", words])[0] == pytest.approx(expected, abs=1e-6)
+
+
+def widths_of(model: RewardModel) -> list[int]:
+    """Responses of each forward from here on."""
+    found: list[int] = []
+    model.register_forward_hook(lambda module, args, output: found.append(output.numel()))
+    return found
+
+
+def test_a_forward_that_scores_is_bounded_by_its_tokens(problems: ModuleType) -> None:
+    """Long rows go a few at a time, the longest first; the scores stay in their order."""
+    model = problems.reward().reward_model.eval()
+    episodes = Episodes(
+        *left_pad([(3,) * (1 + n % 9) for n in range(40)], model.pad_id),
+        *right_pad([(4, 5) * (1 + n % 3) for n in range(40)], model.pad_id),
+    )
+    whole = model_scores(model, episodes, rows_at_once=40, tokens_at_once=10**6)
+    widths = widths_of(model)
+    parts = model_scores(model, episodes, rows_at_once=8, tokens_at_once=30)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    assert widths[0] == 2  # of 15 tokens each
+    assert max(widths) <= 8
+    assert sum(widths) == 40
+
+
+@pytest.mark.parametrize("work", ["score", "normalize", "scores of questions", "probabilities"])
+def test_a_slow_reward_model_hears_the_wish_to_stop_between_forwards(problems: ModuleType, work: str) -> None:
+    """It comes during the first of several."""
+    stop = StopFlag()
+    trainer = problems.reward(rollout_batch_size=3)
+    trainer.check = stop.check
+    model = trainer.reward_model.eval()
+    calls: list[int] = []
+
+    def slow(*_: Any) -> None:
+        calls.append(1)
+        stop.request()
+
+    model.register_forward_hook(slow)
+    rows = problems.comparisons(12)
+    works: dict[str, Callable[[], Any]] = {
+        "score": lambda: score_episodes(tiny_task(tiny_policy()), model, problems.episodes(), rows_at_once=3, check=stop.check),
+        "normalize": trainer.start,
+        "scores of questions": lambda: choices(model, rows, batch_size=3, check=stop.check),
+        "probabilities": lambda: choice_probabilities(model, rows, batch_size=3, check=stop.check),
+    }
+    with pytest.raises(Stopped):
+        works[work]()
+    assert len(calls) == 1
 
 
 def test_a_request_to_stop_passes_through_a_reward() -> None:

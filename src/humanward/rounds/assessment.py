@@ -243,7 +243,7 @@ def reward_model_accuracy(context: Context, reference: Policy, prompts: Sequence
 def round_choices(context: Context, round: int, questions: Sequence[Comparison]) -> list[int]:
     """What a round's reward model prefers; without one, what its policy has become likelier to write than its reference was."""
     if context.config.fits_reward:
-        return choices(context.reward_model(round), questions)
+        return choices(context.reward_model(round), questions, check=context.stop.check)
     policy = context.policy(context.path / f"rounds/{round}/policy")
     return implicit_choices(policy, context.held_to(round, policy), questions, context.config.dpo.objective)
 

@@ -49,7 +49,7 @@ def choose(context: Context, round: int, candidates: Sequence[Candidate], count:
     labels = context.config.labels
     model = context.reward_model(round - 1)
     rows = [Comparison(c.prompt, c.responses, "best_of_k", 0) for c in candidates]
-    wanted = MEASURES[labels.choice](choice_probabilities(model, rows))
+    wanted = MEASURES[labels.choice](choice_probabilities(model, rows, check=context.stop.check))
     p = propensities(wanted, count, uniform_share=labels.choice_uniform_share)
     uniform = (context.seed("question choice", round) % 2**32) / 2**32
     # careful: neighbours in the order of a systematic draw exclude each other, hence a random one.

@@ -35,8 +35,8 @@ def predictions(context: Context, model: RewardModel | RewardEnsemble, labels: S
     if not labels:
         return []
     size = context.config.reward.validation_batch_size or 64
-    scores = scores_of(model, labels, batch_size=size)
-    members = choice_probabilities(model, labels, batch_size=size)
+    scores = scores_of(model, labels, batch_size=size, check=context.stop.check)
+    members = choice_probabilities(model, labels, batch_size=size, check=context.stop.check)
     confidences = {(label.question_id, label.labeler): label.confidence for label in frozen_labels(context, round).labels}
     rows: list[dict[str, Any]] = []
     for number, c in enumerate(labels):

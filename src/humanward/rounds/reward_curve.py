@@ -109,10 +109,10 @@ def fitted_reward(context: Context, training: Sequence[Comparison], rows: Sequen
         reward_model.adapt(context.config.lora, seed=context.seed("adapter of reward curve", repeat))
     trainer = RewardTrainer(
         context.optimized(reward_model), training, settings, seed=context.seed("reward curve order", repeat, size),
-        accelerator=context.accelerator,
+        accelerator=context.accelerator, check=context.stop.check,
     )  # fmt: skip
     train(trainer, Surroundings(stop=context.stop), stage="reward-curve")
-    return agreements(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64)
+    return agreements(trainer.reward_model, rows, batch_size=settings.validation_batch_size or 64, check=context.stop.check)
 
 
 def fitted_policy(context: Context, training: Sequence[Comparison], rows: Sequence[Comparison], repeat: int, size: int) -> list[bool]:

@@ -37,7 +37,11 @@ def fit_reward(context: Context, round: int, output: Path) -> None:
         write_jsonl(output / PREDICTIONS, rows)
         right = agreement_marks(validation, [row["scores"] for row in rows])
         write_json(output / MEASURED, measured(context, model, rows, right, round))
-        held_out = [{"correct": right, "questions": count} for right, count in trainer.held_out_accuracy()] if several else []
+        held_out = (
+            [{"correct": right, "questions": count} for right, count in trainer.held_out_accuracy(check=context.stop.check)]
+            if several
+            else []
+        )
         write_accuracy(output, round, right, validation, len(training), **({"held_out": held_out} if several else {}))
 
 
@@ -62,6 +66,7 @@ def reward_trainer(context: Context, training: Sequence[Comparison], round: int)
         "reference_episodes": reference_responses(context, round),
         "demonstrations": written_responses(context, training, round) if settings.normalize_on == "demonstrations" else None,
         "seed": context.seed("reward", round), "accelerator": context.accelerator,
+        "check": context.stop.check,
     }  # fmt: skip
     if isinstance(model, RewardEnsemble):
         return EnsembleTrainer(model, training, settings, **given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 
 from humanward.config import Config
-from humanward.data.batches import epoch_order, length_sorted_batches
+from humanward.data.batches import epoch_order
 from humanward.errors import RunError, UserError
 from humanward.maths.normalization import gain_and_bias
 from humanward.models import EnsembleConfig, RewardEnsemble, RewardModel
@@ -22,7 +22,7 @@ from humanward.storage import derive_seed
 from humanward.trainers.label_losses import GRADED, LOSSES_OF_KIND, LossName, loss_for, without_labeler_noise
 from humanward.trainers.questions import Questions, agreement_marks, check_questions, collate, tokens_of
 from humanward.trainers.run import Trainer
-from humanward.trainers.scoring import Episodes
+from humanward.trainers.scoring import Episodes, model_scores
 from humanward.trainers.updates import Updater, micro_batches, my_rows, sum_over_processes, with_prefix, without_prefix
 
 
@@ -76,9 +76,9 @@ class RewardConfig(Config):
     target_std: PositiveFloat = 1.0
     """Standard deviation of the scores of reference responses after normalisation."""
     rollout_batch_size: PositiveInt = 512
-    """Responses sampled or scored together while normalising; memory only."""
+    """Most responses scored together while normalising; memory only. Their tokens are bounded by ``micro_batch_tokens`` too."""
     validation_batch_size: NonNegativeInt = 64
-    """Questions scored together when accuracy is measured; memory only."""
+    """Most questions scored together when accuracy is measured; memory only."""
     ensemble: EnsembleConfig | None = None
     """Several reward models in place of one; null: one."""
 
@@ -93,12 +93,13 @@ class RewardTrainer(Trainer):
         reference_episodes: at least ``normalize_samples`` responses that the reference gave to the task's prompts; needed to normalise.
         demonstrations: responses that people wrote; needed to normalise on them.
         seed: of the order of the labels.
+        check: called while scores are normalised; may raise to stop.
     """
 
     def __init__(
         self, reward_model: RewardModel, comparisons: Sequence[Comparison], config: RewardConfig, *,
         reference_episodes: Episodes | None = None, demonstrations: Episodes | None = None, seed: int = 0,
-        accelerator: Accelerator | None = None,
+        accelerator: Accelerator | None = None, check: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
@@ -110,7 +111,7 @@ class RewardTrainer(Trainer):
             raise UserError("reward.normalize_on: demonstrations: needs responses that people wrote; give them, or normalize_on=reference")
         self.accelerator = accelerator or Accelerator()
         estimated = config.label_noise == "estimated"
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.check = config, seed, check
         self.comparisons = without_labeler_noise(comparisons) if estimated else list(comparisons)
         noise = 0.0 if config.label_noise == "estimated" else config.label_noise
         self.label_loss = loss_for(self.comparisons, config.loss, margin=config.margin, noise=noise)
@@ -211,11 +212,11 @@ class RewardTrainer(Trainer):
 
     @torch.no_grad()
     def scores(self, episodes: Episodes) -> Float[Tensor, " B"]:
-        e = episodes
-        n = self.config.rollout_batch_size
-        device = self.accelerator.device
-        parts = zip(*(x.to(device).split(n) for x in (e.prompts, e.prompt_mask, e.responses, e.response_mask)), strict=True)
-        return torch.cat([self.reward_model(p, pm, r[:, None], m[:, None])[:, 0] for p, pm, r, m in parts])
+        c, device = self.config, self.accelerator.device
+        moved = Episodes(*(x.to(device) for x in (episodes.prompts, episodes.prompt_mask, episodes.responses, episodes.response_mask)))
+        return model_scores(
+            self.reward_model, moved, rows_at_once=c.rollout_batch_size, tokens_at_once=c.micro_batch_tokens, check=self.check
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         return with_prefix("reward_model", self.updater.weights()) | with_prefix("optimizer", self.updater.state_dict())
@@ -248,12 +249,25 @@ def label_moments(comparisons: Sequence[Comparison]) -> tuple[float, float] | No
     return (float(values.mean()), std) if comparisons[0].kind == "rating" else (0.0, std / 2)
 
 
+def question_batches(
+    comparisons: Sequence[Comparison], batch_size: int, device: torch.device, check: Callable[[], None] | None
+) -> Iterator[list[int]]:
+    """Questions that share a forward: of like length, ``batch_size`` at most, and as many tokens as are fast there."""
+    for batch in micro_batches([tokens_of(c) for c in comparisons], None, device):
+        for start in range(0, len(batch), batch_size):
+            if check is not None:
+                check()
+            yield batch[start : start + batch_size]
+
+
 @torch.no_grad()
-def scores_of(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[list[float]]:
-    """The scores of each question's responses."""
+def scores_of(
+    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64, check: Callable[[], None] | None = None
+) -> list[list[float]]:
+    """The scores of each question's responses; ``check`` is called before each forward and may raise to stop."""
     model.eval()
     scores: list[list[float]] = [[] for _ in comparisons]
-    for rows in length_sorted_batches([tokens_of(c) for c in comparisons], batch_size):
+    for rows in question_batches(comparisons, batch_size, model.device, check):
         q = collate([comparisons[i] for i in rows], model.pad_id, model.device)
         found = model(q.prompts, q.prompt_mask, q.responses, q.response_mask).tolist()
         for row, values in zip(rows, found, strict=True):
@@ -261,11 +275,15 @@ def scores_of(model: RewardModel | RewardEnsemble, comparisons: Sequence[Compari
     return scores
 
 
-def choices(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[int]:
+def choices(
+    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64, check: Callable[[], None] | None = None
+) -> list[int]:
     """Which response of each question the reward model scores highest."""
-    return [values.index(max(values)) for values in scores_of(model, comparisons, batch_size=batch_size)]
+    return [values.index(max(values)) for values in scores_of(model, comparisons, batch_size=batch_size, check=check)]
 
 
-def agreements(model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64) -> list[bool]:
+def agreements(
+    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64, check: Callable[[], None] | None = None
+) -> list[bool]:
     """Whether the reward model prefers what the labels prefer: ``agreement_marks`` of its scores."""
-    return agreement_marks(comparisons, scores_of(model, comparisons, batch_size=batch_size))
+    return agreement_marks(comparisons, scores_of(model, comparisons, batch_size=batch_size, check=check))

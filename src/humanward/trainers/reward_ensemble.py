@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from humanward.data.batches import epoch_order, length_sorted_batches
+from humanward.data.batches import epoch_order
 from humanward.errors import UserError
 from humanward.models import EnsembleConfig, RewardEnsemble, RewardModel, members_of
 from humanward.models.adapters import train_only
 from humanward.records import Comparison
 from humanward.storage import derive_seed
 from humanward.trainers.label_losses import LOSSES_OF_KIND, without_labeler_noise
-from humanward.trainers.questions import check_questions, collate, is_right, tokens_of
-from humanward.trainers.reward import RewardConfig, RewardTrainer, choices
+from humanward.trainers.questions import check_questions, collate, is_right
+from humanward.trainers.reward import RewardConfig, RewardTrainer, choices, question_batches
 from humanward.trainers.run import Trainer
 from humanward.trainers.scoring import Episodes
 from humanward.trainers.updates import with_prefix, without_prefix
@@ -64,12 +64,13 @@ class EnsembleTrainer(Trainer):
         config: of each member; how labels are drawn is in its section ``ensemble``.
         reference_episodes: see ``RewardTrainer``.
         demonstrations: see ``RewardTrainer``.
+        check: see ``RewardTrainer``.
     """
 
     def __init__(
         self, ensemble: RewardEnsemble, comparisons: Sequence[Comparison], config: RewardConfig, *,
         reference_episodes: Episodes | None = None, demonstrations: Episodes | None = None, seed: int = 0,
-        accelerator: Accelerator | None = None,
+        accelerator: Accelerator | None = None, check: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         if not comparisons:
             raise UserError("no labels to fit a reward model to; ask for labels first")
@@ -94,7 +95,7 @@ class EnsembleTrainer(Trainer):
             self.trainers.append(
                 RewardTrainer(
                     member, [c for i in drawn for c in fitted[i]], config, reference_episodes=reference_episodes,
-                    demonstrations=demonstrations, seed=derive_seed(seed, "member", number), accelerator=accelerator,
+                    demonstrations=demonstrations, seed=derive_seed(seed, "member", number), accelerator=accelerator, check=check,
                 )
             )  # fmt: skip
         self.updater = self.trainers[0].updater
@@ -118,11 +119,11 @@ class EnsembleTrainer(Trainer):
         self.updater = trainer.updater
         return {**trainer.step(index - (self.ends[number] - trainer.total_steps)), "member": float(number)}
 
-    def held_out_accuracy(self, *, batch_size: int = 64) -> list[tuple[int, int]]:
+    def held_out_accuracy(self, *, batch_size: int = 64, check: Callable[[], None] | None = None) -> list[tuple[int, int]]:
         """(right, counted) of each member on the questions that its resample left out; ties are not counted."""
         found: list[tuple[int, int]] = []
         for trainer, left in zip(self.trainers, self.held_out, strict=True):
-            picked = choices(trainer.reward_model, left, batch_size=batch_size)
+            picked = choices(trainer.reward_model, left, batch_size=batch_size, check=check)
             marks = [mark for c, k in zip(left, picked, strict=True) if (mark := is_right(c, k)) is not None]
             found.append((sum(marks), len(marks)))
         return found
@@ -155,7 +156,7 @@ def activate(member: RewardModel) -> None:
 
 @torch.no_grad()
 def choice_probabilities(
-    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64
+    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], *, batch_size: int = 64, check: Callable[[], None] | None = None
 ) -> NDArray[np.float64]:
     """[M, N, K]: how likely each member thinks each response is to be chosen; what ``maths.acquisition`` reads. A reward model is one.
 
@@ -164,7 +165,7 @@ def choice_probabilities(
     model.eval()
     members = members_of(model)
     found = np.zeros((len(members), len(comparisons), len(comparisons[0].responses) if comparisons else 0))
-    for rows in length_sorted_batches([tokens_of(c) for c in comparisons], batch_size):
+    for rows in question_batches(comparisons, batch_size, model.device, check):
         q = collate([comparisons[i] for i in rows], model.pad_id, model.device)
         for number, member in enumerate(members):
             scores = member.choice_scale * member(q.prompts, q.prompt_mask, q.responses, q.response_mask)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,6 +14,7 @@ from humanward.data import Task
 from humanward.maths.masks import truncate_at
 from humanward.models import RewardEnsemble, RewardModel
 from humanward.trainers.rewards import AsyncScore, GuardedScore, Reward, Score, WeightedReward, call_score
+from humanward.trainers.updates import micro_batches
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def score_episodes(
 
     def of(part: Reward) -> Tensor:
         if isinstance(part, RewardModel | RewardEnsemble):
-            scores = _model_scores(part, episodes, mask, rows_at_once)
+            scores = model_scores(part, replace(episodes, response_mask=mask), rows_at_once=rows_at_once, check=check)
         else:
             scores = _text_scores(task, part, episodes, mask, check)  # pyright: ignore[reportArgumentType]  a sum of sums is none
         return scores.to(episodes.responses.device)
@@ -84,12 +86,31 @@ def texts(task: Task, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> 
 
 
 @torch.no_grad()
-def _model_scores(reward: RewardModel | RewardEnsemble, episodes: Episodes, mask: Tensor, rows_at_once: int) -> Float[Tensor, " B *K"]:
-    """Each prompt is computed once for its responses."""
-    responses, mask = (x if x.dim() == 3 else x[:, None] for x in (episodes.responses, mask))
-    parts = (x.split(max(1, rows_at_once // responses.shape[1])) for x in (episodes.prompts, episodes.prompt_mask, responses, mask))
-    scores = torch.cat([reward(*part) for part in zip(*parts, strict=True)])
-    return scores.view(episodes.responses.shape[:-1])
+def model_scores(
+    reward: RewardModel | RewardEnsemble, episodes: Episodes, *, rows_at_once: int, tokens_at_once: int | None = None,
+    check: Callable[[], None] | None = None,
+) -> Float[Tensor, " B *K"]:  # fmt: skip
+    """What a reward model says of responses. Each prompt is computed once for its responses.
+
+    Args:
+        reward: the model.
+        episodes: with the mask of what is scored.
+        rows_at_once: most responses in one forward.
+        tokens_at_once: most tokens in one forward, in whole prompts with their responses; None: as many as are fast on the device.
+        check: called before each forward; may raise to stop.
+    """
+    responses, mask = (x if x.dim() == 3 else x[:, None] for x in (episodes.responses, episodes.response_mask))
+    lengths = (episodes.prompt_mask.sum(1) + mask.flatten(1).sum(1)).tolist()
+    prompts_at_once = max(1, rows_at_once // responses.shape[1])
+    scores: list[Tensor] = []
+    order: list[int] = []
+    for batch in micro_batches(lengths, tokens_at_once, responses.device):
+        for rows in (batch[start : start + prompts_at_once] for start in range(0, len(batch), prompts_at_once)):
+            if check is not None:
+                check()
+            scores.append(reward(episodes.prompts[rows], episodes.prompt_mask[rows], responses[rows], mask[rows]))
+            order += rows
+    return torch.cat(scores)[np.argsort(order)].view(episodes.responses.shape[:-1])
 
 
 def _text_scores(
