@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma2Config, GPT2Config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, Gemma2Config, GPT2Config
 
 from humanward.data import left_pad
 from humanward.errors import UserError
 from humanward.models import Policy, Samples, SamplingSettings, sample_responses
-from humanward.models.sampling import draw, restricted
+from humanward.models.sampling import draw, restricted, token_bytes
 from humanward.trainers.selftest import END, PAD, tiny_policy, tiny_tokenizer
 
 PROMPTS = [(4,), (5, 6, 2), (7, 2), (3, 3, 3, 4, 5), (6,)]
@@ -58,7 +59,7 @@ def stateful(kind: str) -> Policy:
 
 
 def sample(policy: Policy, rows: list[int], K: int = 3, R: int = 7, **settings: object) -> Samples:
-    rows_at_once = int(settings.pop("rows_at_once", 256))  # pyright: ignore[reportArgumentType]
+    at_once: dict[str, Any] = {name: settings.pop(name) for name in ("rows_at_once", "cache_bytes") if name in settings}
     prompts, mask = left_pad([PROMPTS[row] for row in rows], policy.pad_id)
     seeds = [seed for row in rows for seed in SEEDS[3 * row : 3 * row + K]]
     return sample_responses(
@@ -68,7 +69,7 @@ def sample(policy: Policy, rows: list[int], K: int = 3, R: int = 7, **settings: 
         SamplingSettings(R, **{"temperature": 0.8, **settings}),
         seeds=seeds,
         num_responses=K,
-        rows_at_once=rows_at_once,
+        **at_once,
     )
 
 
@@ -123,6 +124,25 @@ def test_a_response_depends_on_its_seed_and_prompt_alone(rows: list[int], rows_a
     whole, part = sample(policy, [0, 1, 2, 3, 4]), sample(policy, rows, rows_at_once=rows_at_once)
     assert torch.equal(part.responses, whole.responses[rows])
     torch.testing.assert_close(part.logprobs, whole.logprobs[rows], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_policy, learned_positions, sliding_layers])
+def test_rows_decoded_together_are_bounded_by_the_bytes_of_their_cache(make: Callable[[], Policy]) -> None:
+    """By hand: a row has 5 + 7 tokens at most; room for five rows is room for one prompt with its three responses."""
+    policy, widths = make(), list[int]()
+    whole = sample(policy, [0, 1, 2, 3, 4])
+    policy.trunk.register_forward_hook(lambda module, args, output: widths.append(len(output.last_hidden_state)))
+    part = sample(policy, [0, 1, 2, 3, 4], cache_bytes=5 * 12 * token_bytes(policy))
+    assert max(widths) == 3
+    assert torch.equal(part.responses, whole.responses)
+    torch.testing.assert_close(part.logprobs, whole.logprobs, rtol=0, atol=1e-5)
+
+
+def test_the_bytes_of_a_token_are_those_in_the_cache() -> None:
+    for policy in (tiny_policy(), learned_positions(), sliding_layers()):
+        cache: Any = DynamicCache(config=policy.model.config)
+        policy.trunk(input_ids=torch.tensor([[4]]), past_key_values=cache, use_cache=True)
+        assert token_bytes(policy) == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def test_k_responses_are_those_of_one_at_a_time() -> None:

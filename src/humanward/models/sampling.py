@@ -62,6 +62,7 @@ def sample_responses(
     seeds: Sequence[int],
     num_responses: int = 1,
     rows_at_once: int = 256,
+    cache_bytes: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> Samples:
     """Sample ``num_responses`` responses to each left-padded prompt.
@@ -74,7 +75,9 @@ def sample_responses(
         num_responses: K.
         seeds: one per response, B * num_responses, those of a prompt together. A response depends on its seed and prompt alone, not on the
             batch around it (up to rounding of the model's own arithmetic).
-        rows_at_once: responses decoded together; prompts of similar length share a chunk, so that little is padding.
+        rows_at_once: most responses decoded together; prompts of similar length share a chunk, so that little is padding.
+        cache_bytes: most bytes of their keys and values, though the responses to one prompt stay together; None: 4 GiB on a CPU, a quarter
+            of a GPU's memory. Never changes a result.
         check: called between tokens; may raise to stop.
 
     Raises:
@@ -90,10 +93,12 @@ def sample_responses(
     responses = torch.full((B * K, R), policy.pad_id, dtype=torch.long, device=device)
     mask = torch.zeros(B * K, R, dtype=torch.bool, device=device)
     logprobs, values = torch.zeros(B * K, R, device=device), torch.zeros(B * K, R, device=device)
+    row_bytes = (int(prompt_mask.sum(1).max()) + R) * token_bytes(policy)
+    room = (_cache_room(device) if cache_bytes is None else cache_bytes) // max(1, row_bytes)
     decode = _generate if settings.engine == "transformers" or not _can_decode(type(policy.trunk)) else _decode
     # A cache that grows by a token at a time would be compiled anew for each.
     with evaluating(policy), torch.compiler.set_stance("force_eager"), policy.at_work():
-        for chunk in _chunks(prompt_mask, max(1, rows_at_once // K)):
+        for chunk in _chunks(prompt_mask, max(1, min(rows_at_once, room) // K)):
             width = int(prompt_mask[chunk].sum(1).max())
             rows = (chunk[:, None] * K + torch.arange(K, device=device)).flatten()
             one_by_one = decode(policy, prompts[chunk][:, -width:], prompt_mask[chunk][:, -width:], K, settings, uniform[rows])
@@ -107,6 +112,19 @@ def sample_responses(
     shape = (B, K, R)
     with_values = policy.value_head is not None
     return Samples(responses.view(shape), mask.view(shape), logprobs.view(shape), values.view(shape) if with_values else None)
+
+
+def token_bytes(policy: Policy) -> int:
+    """Bytes that one token of one row takes in a cache of keys and values."""
+    config: Any = policy.model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kept_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * config.num_hidden_layers * kept_heads * head_size * next(policy.model.parameters()).element_size()
+
+
+def _cache_room(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 4 << 30
 
 
 def _chunks(prompt_mask: Tensor, prompts_at_once: int) -> Iterator[Tensor]:
