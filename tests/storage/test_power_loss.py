@@ -1,0 +1,102 @@
+"""Power loss costs nothing that was saved, and the run goes on from what is left; without fsync it would not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+WRITER = Path(__file__).with_name("writer.py")
+TRIALS = 25
+
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is absent: install it to record what a power loss may take")
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    """The part of the bench of faults that plays power losses back; loaded by path."""
+    return _load("bench_power_loss", Path(__file__).parents[2] / "bench/power_loss.py")
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    return _load("storage_writer", WRITER)
+
+
+@pytest.fixture(scope="module")
+def recorded(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A whole small run and the calls by which it was written."""
+    top = tmp_path_factory.mktemp("recorded")
+    (top / "alone").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    run = top / "alone/run"
+    return run, bench.record([sys.executable, str(WRITER), "--stages", str(run)], run, top / "log", environment)
+
+
+def _learned(tree: dict[str, bytes | None]) -> dict[str, bytes | None]:
+    """Without who wrote it, and without checkpoints, which a stage that is done no longer needs."""
+    return {name: content for name, content in tree.items() if name != "lock" and not name.startswith("checkpoints/")}
+
+
+def test_what_was_saved_survives_power_loss_and_the_run_goes_on(
+    bench: ModuleType, writer: ModuleType, recorded: tuple[Path, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a run that goes on is not recorded, and is quicker so
+    run, operations = recorded
+    undisturbed = _learned(bench.read_tree(run))
+    lots = random.Random(0)
+    for trial in range(TRIALS):
+        loss = bench.lose_power(operations, run, tmp_path / f"run-{trial}", lots)
+        assert loss.kept(), loss
+        writer.stages(loss.folder)
+        assert _learned(bench.read_tree(loss.folder)) == undisturbed, loss
+
+
+def test_without_fsync_power_loss_takes_what_was_saved(bench: ModuleType, recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    run, operations = recorded
+    lots = random.Random(0)
+    losses = [bench.lose_power(operations, run, tmp_path / f"run-{trial}", lots, syncs=False) for trial in range(TRIALS)]
+    assert sum(not loss.kept() for loss in losses) > TRIALS / 2
+
+
+def test_only_what_was_fsynced_is_promised(bench: ModuleType, tmp_path: Path) -> None:
+    """Of a synced "ab" and an unsynced "cd" behind it: any size between two and four, each byte the new one or zero."""
+    run = tmp_path / "run"
+    file = str(run / "a")
+    calls = [
+        bench.Operation("mkdir", str(run)),
+        bench.Operation("fsync", str(tmp_path)),
+        bench.Operation("create", file),
+        bench.Operation("write", file, content=b"ab"),
+        bench.Operation("fsync", file),
+        bench.Operation("fsync", str(run)),
+        bench.Operation("write", file, content=b"cd"),
+        bench.Operation("rename", file, str(run / "b")),
+    ]
+    seen = set()
+    for seed in range(200):
+        disk = bench.Disk(run)
+        for call in calls:
+            disk.do(call)
+        left = disk.lose_power(random.Random(seed))
+        assert set(left) in ({"", "a"}, {"", "b"})
+        seen |= {(name, content) for name, content in left.items() if name}
+    contents = (b"ab", b"ab\0", b"ab\0\0", b"abc", b"abcd")
+    assert seen == {(name, content) for name in "ab" for content in contents}
