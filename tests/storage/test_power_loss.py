@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from humanward.storage import verify_folder
+
 WRITER = Path(__file__).with_name("writer.py")
 TRIALS = 25
 
@@ -67,6 +69,24 @@ def test_what_was_saved_survives_power_loss_and_the_run_goes_on(
         assert loss.kept(), loss
         writer.stages(loss.folder)
         assert _learned(bench.read_tree(loss.folder)) == undisturbed, loss
+
+
+def test_an_output_that_is_being_replaced_is_the_old_or_the_new_one(
+    bench: ModuleType, recorded: tuple[Path, list[Any]], tmp_path: Path
+) -> None:
+    run, operations = recorded
+    if all(operation.call != "exchange" for operation in operations):
+        pytest.skip("this file system cannot exchange two folders in one step")
+    first, last = (number for number, operation in enumerate(operations) if operation.call == "safe" and operation.path == f"{run}/policy")
+    for end in range(max(first, last - 40), last):
+        for seed in range(3):
+            disk = bench.Disk(run)
+            for operation in operations[:end]:
+                disk.do(operation)
+            left = disk.lose_power(random.Random(seed))
+            policy = {name: content for name, content in left.items() if name.split("/")[0] == "policy"}
+            bench.write_tree(policy, tmp_path / f"run-{end}-{seed}")
+            assert verify_folder(tmp_path / f"run-{end}-{seed}/policy") is None
 
 
 def test_without_fsync_power_loss_takes_what_was_saved(bench: ModuleType, recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:

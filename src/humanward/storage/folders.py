@@ -29,8 +29,8 @@ def atomic_folder(path: Path | str, *, bytes_needed: int = 0) -> Iterator[Path]:
     """A temporary folder to write into, which becomes ``path`` when the block ends well and vanishes when it does not.
 
     Each file is brought to the disk, then a manifest of sizes and SHA-256, then the folder; then it is renamed, then the parent is
-    brought to the disk. A folder that stood at ``path`` is exchanged in one step and removed afterwards. After a failed fsync nothing
-    is tried again.
+    brought to the disk. A folder that stood at ``path`` is exchanged in one step and removed when that is on the disk. After a failed
+    fsync nothing is tried again.
 
     Args:
         path: the folder to create or replace.
@@ -53,7 +53,6 @@ def atomic_folder(path: Path | str, *, bytes_needed: int = 0) -> Iterator[Path]:
                 _put_in_place(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        fsync_path(path.parent)
 
 
 @contextmanager
@@ -114,17 +113,19 @@ def _sha256(file: Path) -> str:
 
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Rename, or exchange with the folder that is there: ``path`` is the whole old or the whole new folder at every instant."""
+    aside = None
     if not path.exists():
         os.rename(temporary, path)
-        return
-    if _exchange(temporary, path):
-        return
-    # careful: a file system without exchange has an instant at which only the .old folder is there; it is not removed by a crash.
-    aside = path.with_name(f"{path.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(path, aside)
-    os.rename(temporary, path)
-    shutil.rmtree(aside, ignore_errors=True)
+    elif not _exchange(temporary, path):
+        # careful: a file system without exchange has an instant at which only the .old folder is there; it is not removed by a crash.
+        aside = path.with_name(f"{path.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+        os.rename(temporary, path)
+    # careful: before the old folder is emptied, because power loss may undo the renaming and not the removing.
+    fsync_path(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
