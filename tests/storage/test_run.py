@@ -96,6 +96,14 @@ def test_a_torn_line_is_cut_before_the_next_row(tmp_path: Path) -> None:
     assert log.read() == [{"stage": "a", "step": 0}, {"stage": "a", "step": 1}]
 
 
+@pytest.mark.parametrize("zeros", [b"\0\0\n", b'{"st\0\0\0tep": 1}\n{"stage": "a", "step": 2}\n', b"\0" * 600])
+def test_rows_that_power_loss_took_are_cut_with_those_behind_them(zeros: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_bytes(b'{"stage": "a", "step": 0}\n' + zeros)
+    assert MetricsLog(tmp_path / "m.jsonl").read() == [{"stage": "a", "step": 0}]
+    log = _log(tmp_path / "m.jsonl", [{"stage": "a", "step": 1}])
+    assert log.path.read_bytes() == b'{"stage": "a", "step": 0}\n{"stage": "a", "step": 1}\n'
+
+
 def test_logs_refuse_bad_numbers_and_name_damaged_lines(tmp_path: Path) -> None:
     log = _log(tmp_path / "m.jsonl", [{"stage": "ppo", "step": 0}])
     with pytest.raises(RunError, match=r"/m\.jsonl: kl is nan, not a finite number; it was not written$"):
@@ -103,7 +111,7 @@ def test_logs_refuse_bad_numbers_and_name_damaged_lines(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a row needs a stage and a step"):
         log.append({"step": 1})
     assert len(log.read()) == 1
-    for line in (b"x\n", b"[1]\n", b'{"stage": 1, "step": 1}\n', b'{"stage": "a", "step": 1, "x": NaN}\n', b"\x00\x00\n", b"\xff\n"):
+    for line in (b"x\n", b"[1]\n", b'{"stage": 1, "step": 1}\n', b'{"stage": "a", "step": 1, "x": NaN}\n', b"\xff\n"):
         log.path.write_bytes(b'{"stage": "ppo", "step": 0}\n' + line)
         with pytest.raises(RunError, match=r"/m\.jsonl:2: damaged line: .*; remove the line$"):
             log.read()

@@ -47,7 +47,7 @@ class MetricsLog:
                 fsync_path(self.path.parent)
 
     def read(self) -> list[dict[str, Any]]:
-        """All rows. A torn last line is left out; any other damage is a RunError with its line."""
+        """All rows. A torn last line, and zeros that power loss left with what follows them, are left out; other damage is a RunError."""
         return [row for _, row in self._rows()]
 
     def truncate(self, stage: str, round: int, step: int) -> None:
@@ -76,13 +76,14 @@ class MetricsLog:
             make_folder(self.path.parent)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             content = self.path.read_bytes()
-            if content and not content.endswith(b"\n"):
-                os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+            end = _whole_lines(content)
+            if end < len(content):
+                os.ftruncate(self._descriptor, end)
         return self._descriptor
 
     def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         content = self.path.read_bytes() if self.path.exists() else b""
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        for number, line in enumerate(content[: _whole_lines(content)].split(b"\n")[:-1], start=1):
             try:
                 row = decode_json(line)
             except (ValueError, RecursionError) as error:
@@ -97,6 +98,12 @@ class MetricsLog:
         if self.path.exists() and content != self.path.read_bytes():
             self.close()
             write_bytes(self.path, content)
+
+
+def _whole_lines(content: bytes) -> int:
+    """Where the lines end that reached the disk; no row has a zero byte in it, but a file has where power loss took what was not synced."""
+    zero = content.find(b"\0")
+    return content.rfind(b"\n", 0, zero if zero >= 0 else len(content)) + 1
 
 
 def _reached(row: dict[str, Any], stage: str, round: int, step: int) -> bool:
