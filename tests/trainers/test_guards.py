@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -200,6 +201,18 @@ def test_the_first_alarm_of_a_kind_keeps_its_batch(
     kept = StoredTensors(folder / "batch.safetensors")
     assert kept.keys() == first.keys()
     assert all(torch.equal(kept[key], first[key]) for key in first)
+
+
+def test_alarms_are_on_the_disk_before_the_checkpoint_behind_them(
+    problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+    around = Surroundings(
+        checkpoints=Checkpoints(tmp_path / "checkpoints"), alarms=MetricsLog(tmp_path / "alarms.jsonl"), tell=lambda _: None
+    )
+    train(problems.ppo(kl_target=0.001), around, stage="ppo", until=2)
+    assert synced.index("alarms.jsonl") < synced.index("tensors.safetensors")
 
 
 def test_alarms_are_written_and_cut_with_the_run(problems: ModuleType, tmp_path: Path) -> None:

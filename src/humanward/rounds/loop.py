@@ -199,6 +199,7 @@ class Loop:
                     "peak_memory_bytes": peak_memory(),
                 }
             )  # fmt: skip
+            self.context.timings.sync()
 
     def _next_named(self, pending: list[Stage], name: str) -> list[Stage]:
         known = [stage.name for stage in self.stages]

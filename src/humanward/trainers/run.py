@@ -209,6 +209,7 @@ def _after(around: Surroundings, trainer: Trainer, stage: str, round: int, step:
 def _save(around: Surroundings, trainer: Trainer, step: int) -> None:
     if around.checkpoints is None or not around.is_main:
         return
-    if around.log is not None:
-        around.log.sync()
+    for log in (around.log, around.alarms):
+        if log is not None:
+            log.sync()
     around.checkpoints.save(step, trainer.tensors(), trainer.state())
