@@ -90,6 +90,7 @@ def paper_map_page() -> str:
 def losses_page() -> str:
     """Every loss of direct methods: formula, source, options, agreement with TRL and tests."""
     known, tests = yaml.safe_load((ROOT / "recipes/losses.yaml").read_text(encoding="utf-8")), test_functions()
+    absent = known.pop("absent")
     if known.keys() != LOSSES.keys():
         raise SystemExit(f"error: recipes/losses.yaml: {', '.join(sorted(known.keys() ^ LOSSES.keys()))} is not in both it and the code")
     lines = [
@@ -120,6 +121,8 @@ def losses_page() -> str:
     ):  # fmt: skip
         what, formula, source = _docstring(function)
         lines.append(f"| {setting} | {_cell(formula or what)} | {_cell(source)} |")
+    lines += ["", "## Losses of TRL 1.16 that are not here", "", "| TRL | Why not |", "|---|---|"]
+    lines += [f"| {_cell(row['trl'])} | {_cell(row['why'])} |" for row in absent]
     return "\n".join(lines) + "\n"
 
 

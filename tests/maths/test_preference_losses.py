@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,23 +161,64 @@ def test_unpaired_optimal_transport_is_trls_where_there_are_pairs(trl: ModuleTyp
     )
 
 
+class Table:
+    """Random logits at each place of N pairs of random tokens, behind prompts; as a model it says them whatever it is asked."""
+
+    def __init__(self, prompts: list[int], chosen: list[int], rejected: list[int], *, dtype: torch.dtype = torch.float64) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.prompts, self.lengths = torch.tensor(prompts * 2), torch.tensor(chosen + rejected)
+        ends = self.prompts + self.lengths
+        self.ids = torch.randint(1, 11, (len(ends), int(ends.max())), generator=generator)
+        of_chosen, of_rejected = self.ids.chunk(2)
+        of_prompt = torch.arange(self.ids.shape[1]) < torch.tensor(prompts)[:, None]
+        self.ids = torch.cat([of_chosen, torch.where(of_prompt, of_chosen, of_rejected)])
+        self.logits = torch.randn(*self.ids.shape, 11, generator=generator, dtype=dtype).requires_grad_()
+
+    def __call__(self, ids: Tensor, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits[:, : ids.shape[1]])
+
+    def token_ids(self) -> list[dict[str, list[int]]]:
+        places = zip(self.ids.tolist(), self.prompts.tolist(), self.lengths.tolist(), strict=True)
+        rows = [(ids[:prompt], ids[prompt : prompt + length]) for ids, prompt, length in places]
+        n = len(rows) // 2
+        return [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for (p, c), (_, r) in zip(rows[:n], rows[n:], strict=True)]
+
+    def pairs(self) -> Pairs:
+        """Each response's log-probability, one after the other."""
+        sums = [
+            self.logits[i, p - 1 : p - 1 + r].log_softmax(-1)[torch.arange(r), self.ids[i, p : p + r]].sum()
+            for i, (p, r) in enumerate(zip(self.prompts.tolist(), self.lengths.tolist(), strict=True))
+        ]
+        chosen, rejected = torch.stack(sums).chunk(2)
+        chosen_length, rejected_length = self.lengths.to(chosen.dtype).chunk(2)
+        return Pairs(chosen, rejected, torch.zeros_like(chosen), torch.zeros_like(chosen), chosen_length, rejected_length)
+
+    def agree(self, ours: Tensor, theirs: Tensor) -> None:
+        """Values and gradients to every logit."""
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+        mine, its = (torch.autograd.grad(loss, self.logits, retain_graph=True)[0] for loss in (ours, theirs))
+        assert torch.allclose(mine, its, rtol=1e-5, atol=1e-5 * float(its.abs().max()))
+
+
 def test_losses_without_a_reference_are_trls(trl: ModuleType) -> None:
-    """CPO's and ORPO's fine-tuning terms are apart: TRL's is a mean over tokens, for ORPO over those of the prompt too."""
-    batch = Batch(7)
-    pairs = batch.pairs()
-    mean_length = float(pairs.chosen_length.mean())
-    chosen, rejected = pairs.chosen_logprob / pairs.chosen_length, pairs.rejected_logprob / pairs.rejected_length
+    """The whole of CPO, its fine-tuning term included, and SimPO alone and beside that term, of ragged pairs behind ragged prompts."""
+    table = Table([3, 1, 4, 2], [5, 2, 7, 1], [4, 6, 1, 3])
+    token_ids, pairs = table.token_ids(), table.pairs()
+    measured = {"mean_chosen_length": float(pairs.chosen_length.mean())}
     for smoothing in (0.0, 0.1):
         given = {"beta": 2.0, "label_smoothing": smoothing}
-        nll = maths.sft_loss(pairs, mean_chosen_length=mean_length)
-        ours = maths.cpo_loss(pairs, mean_chosen_length=mean_length, **given) - nll
-        batch.agree(ours.mean(), trl.cpo("sigmoid", pairs.chosen_logprob, pairs.rejected_logprob, **given).mean())
-        ours = maths.simpo_loss(pairs, simpo_gamma=0.7, **given)
-        batch.agree(ours.mean(), trl.cpo("simpo", chosen, rejected, simpo_gamma=0.7, **given).mean())
-    batch = Batch(7, dtype=torch.float32)  # TRL computes odds in float32
-    pairs = batch.pairs()
-    chosen, rejected = pairs.chosen_logprob / pairs.chosen_length, pairs.rejected_logprob / pairs.rejected_length
-    batch.agree((maths.orpo_loss(pairs, odds_weight=0.25) + chosen).mean(), trl.odds_ratio(chosen, rejected, odds_weight=0.25).mean())
+        table.agree(maths.cpo_loss(pairs, **given, **measured).mean(), trl.cpo("sigmoid", table, token_ids, **given))
+        simpo = maths.simpo_loss(pairs, simpo_gamma=0.7, **given).mean()
+        table.agree(simpo, trl.cpo("simpo", table, token_ids, simpo_gamma=0.7, nll_weight=0.0, **given))
+        beside = simpo + 0.3 * maths.sft_loss(pairs, **measured).mean()
+        table.agree(beside, trl.cpo("simpo", table, token_ids, simpo_gamma=0.7, nll_weight=0.3, **given))
+
+
+def test_orpo_is_trls_where_its_fine_tuning_term_leaves_out_the_prompt(trl: ModuleType) -> None:
+    """Behind one token, which nothing predicts; chosen responses of one length, where a mean over tokens is one over responses."""
+    table = Table([1, 1, 1, 1], [5, 5, 5, 5], [4, 6, 1, 3], dtype=torch.float32)  # TRL computes odds in float32
+    token_ids = table.token_ids()
+    table.agree(maths.orpo_loss(table.pairs(), odds_weight=0.25).mean(), trl.orpo(table, token_ids, odds_weight=0.25))
 
 
 ALL_PAIRED = PAIRED | {

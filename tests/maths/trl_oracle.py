@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections import defaultdict
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+# Some losses are in its experimental part, which warns of that when it is imported; here a warning is an error.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 
 def _metrics() -> Any:
@@ -40,16 +45,44 @@ def dpo(
     """TRL's DPO loss of a batch: chosen rows first, then the rejected ones, [2N, R], and behind one prompt token."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    losses = {loss: 1.0} if isinstance(loss, str) else loss
     model = _Model(logprobs * mask, log_collision)
-    trainer = SimpleNamespace(
-        model=model, ref_model=_Model(reference * mask), accelerator=Accelerator(cpu=True), aux_loss_enabled=False, ld_alpha=ld_alpha,
-        precompute_ref_logps=False, args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=discopop_tau,
-        gradient_checkpointing=False), f_divergence_type=divergence, f_alpha_divergence_coef=coefficient, beta=beta,
-        loss_types=list(losses), loss_weights=list(losses.values()), label_smoothing=label_smoothing,
-        use_weighting=log_collision is not None, _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
+    trainer = _dpo_trainer(
+        model, _Model(reference * mask), loss, beta=beta, label_smoothing=label_smoothing, ld_alpha=ld_alpha, discopop_tau=discopop_tau,
+        divergence=divergence, coefficient=coefficient, use_weighting=log_collision is not None,
     )  # fmt: skip
     return _call(DPOTrainer._compute_loss, trainer, model, {"completion_mask": _behind_a_prompt(mask)})
+
+
+def dpo_of_models(
+    loss: str | dict[str, float], policy: Any, reference: Any, pairs: list[dict[str, list[int]]], *, beta: float, **options: Any
+) -> Tensor:
+    """TRL's DPO loss of pairs of token ids as its own collator pads them, under models with its own LM head."""
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+
+    trainer = _dpo_trainer(_with_head(policy), _with_head(reference), loss, beta=beta, **options)
+    return DPOTrainer._compute_loss(trainer, policy, DataCollatorForPreference(pad_token_id=0)(pairs), False)
+
+
+def _dpo_trainer(
+    model: Any, ref_model: Any, loss: str | dict[str, float], *, beta: float, label_smoothing: float = 0.0, discopop_tau: float = 0.05,
+    ld_alpha: float | None = None, divergence: str = "reverse_kl", coefficient: float = 0.5, use_weighting: bool = False,
+) -> Any:  # fmt: skip
+    losses = {loss: 1.0} if isinstance(loss, str) else loss
+    return SimpleNamespace(
+        model=model, ref_model=ref_model, accelerator=Accelerator(cpu=True), aux_loss_enabled=False, ld_alpha=ld_alpha,
+        precompute_ref_logps=False, args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=discopop_tau,
+        gradient_checkpointing=False), f_divergence_type=divergence, f_alpha_divergence_coef=coefficient, beta=beta,
+        loss_types=list(losses), loss_weights=list(losses.values()), label_smoothing=label_smoothing, use_weighting=use_weighting,
+        _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+
+
+def _with_head(model: Any) -> Any:
+    """The language model with the LM head that TRL's trainers put on it."""
+    from trl.trainer.dpo_trainer import add_fused_lm_head
+
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1"))
+    return model
 
 
 def kto(
@@ -60,32 +93,71 @@ def kto(
     from trl.trainer.kto_trainer import KTOTrainer
 
     model, ref_model = _Model(logprobs * mask), _Model(reference * mask)
-    trainer = SimpleNamespace(
-        model=model, ref_model=ref_model, accelerator=Accelerator(cpu=True), aux_loss_enabled=False, precompute_ref_logps=False,
-        calculate_KL=mismatched is not None, loss_type=loss, beta=beta, desirable_weight=desirable_weight,
-        undesirable_weight=undesirable_weight, _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None, gradient_checkpointing=False),
-        _compute_kl_logps=lambda which, _: None if mismatched is None else mismatched[0 if which is model else 1],
+    trainer = _kto_trainer(
+        model, ref_model, loss, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight,
+        calculate_kl=mismatched is not None,
     )  # fmt: skip
+    trainer._compute_kl_logps = lambda which, _: None if mismatched is None else mismatched[0 if which is model else 1]
     return _call(KTOTrainer._compute_loss, trainer, model, {"completion_mask": _behind_a_prompt(mask), "label": desirable})
 
 
-def cpo(loss: str, chosen: Tensor, rejected: Tensor, *, beta: float, label_smoothing: float = 0.0, simpo_gamma: float = 0.5) -> Tensor:
-    """TRL's preference part of CPO, per pair, of sequence log-probabilities (means per token for SimPO)."""
+def kto_of_models(loss: str, policy: Any, reference: Any, singles: list[dict[str, Any]], *, beta: float, **weights: float) -> Tensor:
+    """TRL's KTO loss of responses as token ids, with mismatched ones beside them, as its own collator pads them."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference, KTOTrainer
+
+    trainer = _kto_trainer(_with_head(policy), _with_head(reference), loss, beta=beta, calculate_kl=loss == "kto", **weights)
+    trainer._compute_kl_logps = lambda which, batch: KTOTrainer._compute_kl_logps(trainer, which, batch)
+    return KTOTrainer._compute_loss(trainer, policy, DataCollatorForUnpairedPreference(pad_token_id=0)(singles), False)
+
+
+def _kto_trainer(
+    model: Any, ref_model: Any, loss: str, *, beta: float, calculate_kl: bool, desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Any:  # fmt: skip
+    return SimpleNamespace(
+        model=model, ref_model=ref_model, accelerator=Accelerator(cpu=True), aux_loss_enabled=False, precompute_ref_logps=False,
+        calculate_KL=calculate_kl, loss_type=loss, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight,
+        _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None, gradient_checkpointing=False),
+    )  # fmt: skip
+
+
+def cpo(
+    loss: str, model: Any, pairs: list[dict[str, list[int]]], *, beta: float, label_smoothing: float = 0.0, simpo_gamma: float = 0.5,
+    nll_weight: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """TRL's whole CPO loss of pairs of token ids: ``model`` gives logits to ids and attention mask. ``loss``: sigmoid or simpo."""
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
-    trainer = SimpleNamespace(
-        alpha=0.0, beta=beta, loss_type=loss, simpo_gamma=simpo_gamma, label_smoothing=label_smoothing, accelerator=Accelerator(cpu=True)
-    )
-    return CPOTrainer.cpo_loss(trainer, chosen, rejected)[0]  # pyright: ignore[reportArgumentType]
+    settings = {"alpha": 0.0, "cpo_alpha": nll_weight, "loss_type": loss, "simpo_gamma": simpo_gamma, "label_smoothing": label_smoothing}
+    return _without_reference(CPOTrainer, model, pairs, pad_token_id=0, beta=beta, **settings)
 
 
-def odds_ratio(chosen: Tensor, rejected: Tensor, *, odds_weight: float) -> Tensor:
-    """TRL's odds ratio part of ORPO, per pair, of mean log-probabilities per token, with the sign of a loss."""
+def orpo(model: Any, pairs: list[dict[str, list[int]]], *, odds_weight: float) -> Tensor:
+    """TRL's whole ORPO loss of pairs of token ids; its odds are in float32."""
     from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
-    trainer = SimpleNamespace(beta=odds_weight, accelerator=Accelerator(cpu=True))
-    return -ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0]  # pyright: ignore[reportArgumentType]
+    return _without_reference(ORPOTrainer, model, pairs, padding_value=0, beta=odds_weight)
+
+
+def _without_reference(kind: Any, model: Any, pairs: list[dict[str, list[int]]], **settings: Any) -> Tensor:
+    trainer = SimpleNamespace(accelerator=Accelerator(cpu=True), aux_loss_enabled=False, is_encoder_decoder=False, **settings)
+    for name in ("concatenated_inputs", "concatenated_forward", "get_batch_logps", "cpo_loss", "odds_ratio_loss"):
+        if hasattr(kind, name):
+            function = inspect.getattr_static(kind, name)
+            setattr(trainer, name, getattr(kind, name) if isinstance(function, staticmethod) else MethodType(function, trainer))
+    return kind.get_batch_loss_metrics(trainer, model, _labelled(pairs))[0]
+
+
+def _labelled(pairs: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Prompt and response behind it, padded on the right; the labels are those of the response alone."""
+    batch: dict[str, Tensor] = {}
+    for side in ("chosen", "rejected"):
+        rows = [pair["prompt_ids"] + pair[f"{side}_ids"] for pair in pairs]
+        labels = [[-100] * len(pair["prompt_ids"]) + pair[f"{side}_ids"] for pair in pairs]
+        for name, values, fill in (("input_ids", rows, 0), ("labels", labels, -100), ("attention_mask", [[1] * len(r) for r in rows], 0)):
+            batch[f"{side}_{name}"] = nn.utils.rnn.pad_sequence([torch.tensor(v) for v in values], batch_first=True, padding_value=fill)
+    return batch
 
 
 def _behind_a_prompt(mask: Tensor) -> Tensor:
@@ -103,12 +175,22 @@ def reward(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Te
     from trl.trainer.reward_trainer import RewardTrainer
 
     logits = torch.cat([chosen, rejected])[:, None]
-    trainer = SimpleNamespace(
+    inputs = {"attention_mask": torch.ones(2, 1)} | ({} if margin is None else {"margin": margin})
+    return RewardTrainer.compute_loss(_reward_trainer(), lambda **_: SimpleNamespace(logits=logits), inputs)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def reward_of_model(classifier: Any, pairs: list[dict[str, list[int]]]) -> Tensor:
+    """TRL's reward-model loss of texts as token ids as its own collator pads them, under a library's classifier."""
+    from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+
+    return RewardTrainer.compute_loss(_reward_trainer(), classifier, DataCollatorForPreference(pad_token_id=0)(pairs))  # pyright: ignore[reportReturnType]
+
+
+def _reward_trainer() -> Any:
+    return SimpleNamespace(
         model=SimpleNamespace(training=True), args=SimpleNamespace(center_rewards_coefficient=None), accelerator=Accelerator(cpu=True),
         _metrics=_metrics(), _total_train_tokens=0, _tp_size=1,
     )  # fmt: skip
-    inputs = {"attention_mask": torch.ones(2, 1)} | ({} if margin is None else {"margin": margin})
-    return RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=logits), inputs)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def grpo(
