@@ -377,11 +377,11 @@ def test_what_the_library_is_told_of_quantised_weights(monkeypatch: pytest.Monke
         assert told[0].bnb_4bit_compute_dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(loading.missing_for_quantization() is not None, reason="bitsandbytes is not installed")
+@pytest.mark.skipif(loading.missing_for_quantization() is not None, reason=str(loading.missing_for_quantization()))
 @pytest.mark.filterwarnings("ignore")  # 8 bits: of casts to 16 in between
-@pytest.mark.parametrize(("bits", "tolerance"), [("4bit", 2e-2), ("8bit", 1e-4)])
+@pytest.mark.parametrize(("bits", "tolerance"), [("4bit", 1e-4), ("8bit", 5e-2)])
 def test_adapters_on_quantised_weights(bits: Any, tolerance: float, tmp_path: Path) -> None:
-    """On a CPU 4-bit weights are packed with scales of 16 bits once they are asked without gradient, hence the tolerance."""
+    """LLM.int8 rounds activations to 8 bits too, which a merged folder does not, hence its tolerance."""
     wide = LlamaConfig(
         **{**FAMILIES["llama"].to_dict(), "hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "initializer_range": 0.2}
     )
@@ -390,10 +390,15 @@ def test_adapters_on_quantised_weights(bits: Any, tolerance: float, tmp_path: Pa
     assert is_quantized(policy.model)
     assert torch.equal(said(policy), said(policy.reference()))
     moved(policy.model, "policy")
-    assert gradient(policy).norm() > 0.1
+    before = gradient(policy)
+    assert before.norm() > 0.1
     policy.eval()
     with torch.no_grad():
         expected = said(policy)
+    # asked without gradient in between, it has the same gradient
+    assert torch.equal(gradient(policy.train()), before)
+    policy.eval()
+    with torch.no_grad():
         policy.save(tmp_path / "merged")
         merged = Policy.load(tmp_path / "merged")
         assert not is_quantized(merged.model)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from humanward.errors import UserError
 from humanward.models import LoraConfig, Policy, RewardModel, ValueNetwork
-from humanward.models.adapters import adapter_tensors, train_only
+from humanward.models.adapters import adapter_tensors, is_quantized, plain_state, train_only
+from humanward.models.loading import missing_for_quantization
 from humanward.storage import Checkpoints, derive_seed
 from humanward.trainers import (
     DPOConfig,
@@ -134,6 +136,41 @@ def test_16_bit_adapters_are_trained_through_copies(problems: ModuleType, name: 
         assert torch.equal(trainer.updater.trained[n], trainer.updater.named[n].bfloat16())
     losses = [trainer.updater.named[n] for n in adapters]
     assert all(bool(x.isfinite().all()) for x in losses)
+
+
+@pytest.mark.skipif(missing_for_quantization() is not None, reason=str(missing_for_quantization()))
+@trainers
+def test_adapters_on_4_bit_weights_learn_alone(problems: ModuleType, name: str, tmp_path: Path) -> None:
+    """The quantised trunk stays as it is, and the reference is that trunk, before and after."""
+    plain = problems.policy_of(torch.float32, seed=1)
+    wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    torch.manual_seed(1)
+    Policy(AutoModelForCausalLM.from_config(LlamaConfig(**plain.model.config.to_dict() | wide)), plain.tokenizer).save(tmp_path)
+
+    def policy_of(dtype: torch.dtype, *, seed: int, value_head: bool = False) -> Policy:
+        return Policy.load(tmp_path, quantize="4bit", dtype=dtype, value_head=value_head)
+
+    trainer = MAKERS[name](SimpleNamespace(**{**vars(problems), "policy_of": policy_of}))  # type: ignore[arg-type]
+    module = getattr(module_of(trainer), "policy", module_of(trainer))
+    assert is_quantized(module.model)
+    before = {n: t.clone() for n, t in plain_state(module.trunk, None).items()}
+    own = {n: p.detach().clone() for n, p in trainer.updater.trained.items()}
+    reference = said_of(policy_of(torch.float32, seed=1), problems)
+    losses = [row[key] for row in trainer.run() for key in ("loss", "policy_loss") if key in row]
+    assert losses
+    assert torch.tensor(losses).isfinite().all()
+    assert all("lora_" in n or "_head." in n for n in own)
+    assert all((p - own[n]).abs().max() > 1e-4 for n, p in trainer.updater.trained.items() if "lora_" in n)
+    assert all(torch.equal(t, before[n]) for n, t in plain_state(module.trunk, None).items())
+    if name != "reward":
+        assert torch.equal(said_of(module.reference(), problems), reference)
+        assert (said_of(module, problems) - reference).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def said_of(policy: Policy, problems: ModuleType) -> Tensor:
+    e = problems.episodes()
+    return policy.eval()(e.prompts, e.prompt_mask, e.responses, e.response_mask, temperature=1.0).logprobs
 
 
 def test_dropout_of_adapters_is_that_of_the_step(problems: ModuleType) -> None:

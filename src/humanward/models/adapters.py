@@ -290,9 +290,10 @@ def _quantized(module: nn.Module) -> bool:
 def _dequantized(module: nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
-    # careful: on a CPU bitsandbytes packs weights that it computes with; asked for its state, it puts them back.
-    module.state_dict()
-    return dequantize_module_weight(module).detach()
+    weight = module.weight
+    found = dequantize_module_weight(module).detach()
+    module.weight = weight  # careful: peft puts a copy in its place, which on a CPU has lost the scales of 8-bit weights
+    return found
 
 
 def check_lora(lora: LoraConfig) -> None:

@@ -128,6 +128,7 @@ def load_causal_lm(
         model, found = loaded
     except Exception as error:
         raise UserError(f"{name}: cannot load this as a causal language model ({_first_line(error)})") from error
+    never_packed(model)
     if missing := sorted(found["missing_keys"]):
         # careful: the library would only warn, and go on with random numbers in their place.
         raise UserError(
@@ -180,6 +181,17 @@ def quantization(bits: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+
+
+def never_packed(model: PreTrainedModel) -> None:
+    """Keep 4-bit weights in the layout that has a gradient.
+
+    careful: on CPUs with AVX512-BF16, bitsandbytes packs a layer's weights the first time it is asked without gradient, and packed weights
+    pass none to their input: everything below would stop learning after the first forward of a reference, or a sample.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def peft_library() -> Any:
