@@ -26,8 +26,11 @@ def test_the_exported_folder_gives_the_reward_models_scores(finished: Path, tmp_
         for prompt, response, score in zip(prompts, responses, expected, strict=True):
             logit = float(classifier(**tokenizer(prompt + response, return_tensors="pt")).logits[0, 0])
             assert logit + told["score_shift"] == pytest.approx(score, abs=1e-4)
-    # Named as a score it needs no shift by hand.
-    assert load_reward(tmp_path / "out")(prompts, responses) == pytest.approx(expected, abs=1e-4)
+    assert told["score_shift"] != 0
+    for name, arguments, lacking in (("out", [], told["score_shift"]), ("noted", ["--note-shift"], 0.0)):
+        assert name == "out" or run("reward-export", finished, tmp_path / name, *arguments).code == 0
+        found = load_reward(tmp_path / name)(prompts, responses)
+        assert found == pytest.approx([score - lacking for score in expected], abs=1e-4)
 
 
 def test_what_cannot_be_exported_is_one_line(finished: Path, tmp_path: Path) -> None:

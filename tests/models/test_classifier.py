@@ -92,15 +92,22 @@ def test_plain_transformers_gives_the_same_score(name: str, tmp_path: Path) -> N
         assert torch.allclose(theirs(tmp_path, side) + shift, expected, atol=1e-5), side
 
 
+@pytest.mark.parametrize("note_shift", [False, True])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_our_loader_gives_the_score_itself(name: str, tmp_path: Path) -> None:
+def test_our_loader_gives_the_logit_or_where_it_was_noted_the_score_itself(name: str, note_shift: bool, tmp_path: Path) -> None:
     model = reward_model(name)
-    save_classifier(model, tmp_path / "classifier")
+    shift = save_classifier(model, tmp_path / "classifier", note_shift=note_shift)
     model.save(tmp_path / "own")
     prompts, responses = ["w2 bad ", "good "], ["good w3", "w5"]
     expected = TextReward(model)(prompts, responses)
-    assert load_score(f"hf:{tmp_path}/classifier")(prompts, responses) == pytest.approx(expected, abs=1e-5)
     assert load_reward(tmp_path / "own")(prompts, responses) == pytest.approx(expected, abs=1e-5)
+    found = load_score(f"hf:{tmp_path}/classifier")(prompts, responses)
+    assert found == pytest.approx([score - (0.0 if note_shift else shift) for score in expected], abs=1e-5)
+    if not note_shift:
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
+        rows = [model.tokenizer(p + r, return_tensors="pt") for p, r in zip(prompts, responses, strict=True)]
+        with torch.no_grad():
+            assert found == pytest.approx([float(classifier(**row).logits[0, 0]) for row in rows], abs=1e-5)
     with pytest.raises(UserError, match="a reward model has no labels"):
         load_score(f"hf:{tmp_path}/own:good")
 

@@ -23,12 +23,16 @@ def reward_export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not be there yet.", show_default=False)],
     round: Annotated[int | None, typer.Option(min=1, help="Whose reward model; the last by default.", show_default=False)] = None,
     member: Annotated[int | None, typer.Option(min=1, help="Of an ensemble: which one, from 1.", show_default=False)] = None,
+    note_shift: Annotated[
+        bool, typer.Option("--note-shift", help="Have hf:OUT add what the logits lack; plain transformers does not.", show_default=False)
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's reward model as a folder that AutoModelForSequenceClassification loads, with the same scores as logits[:, 0].
 
-    Where the architecture has no place for a constant (Llama, Qwen, Mistral, Gemma), the logits lack the same number everywhere:
-    `score_shift` in config.json. `hf:OUT`, as a labeler's score or a reward, adds it again.
+    Where the architecture has no place for a constant (Llama, Qwen, Mistral, Gemma), the scores of the folder are lower by the same number
+    everywhere, which is printed: `hf:OUT`, as a labeler's score or a reward, says what plain transformers says. With `--note-shift` the
+    number is in config.json, and `hf:OUT` adds it.
     """
     folder = reward_folder(run, round)
     if out.exists():
@@ -44,12 +48,13 @@ def reward_export(
     if member is not None and member > len(members):
         raise UserError(f"--member {member}: {folder} holds {len(members)}")
     with atomic_folder(out) as temporary:
-        shift = save_classifier(members[(member or 1) - 1], temporary)
+        shift = save_classifier(members[(member or 1) - 1], temporary, note_shift=note_shift)
     if as_json:
         print(json.dumps({"run": str(run), "reward_model": str(folder), "out": str(out), "score_shift": shift}))
         return
     if shift:
-        note(f"logits lack {shift:.4g} everywhere, which this architecture has no place for: score_shift in config.json")
+        kept = "score_shift in config.json" if note_shift else "left out, which changes no comparison"
+        note(f"logits lack {shift:.4g} everywhere, which this architecture has no place for: {kept}")
     print(out)
 
 

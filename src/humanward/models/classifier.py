@@ -14,18 +14,19 @@ from humanward.models.loading import context_length, resolve, trunk_of
 from humanward.models.reward_model import RewardModel
 
 SHIFT = "score_shift"
-"""In config.json: what the folder's scores lack, where the architecture has no place for it."""
+"""In config.json, where it was asked for: what the folder's logits lack of its scores."""
 ROWS = 32
 
 
 @torch.no_grad()
-def save_classifier(reward_model: RewardModel, folder: str | Path) -> float:
+def save_classifier(reward_model: RewardModel, folder: str | Path, *, note_shift: bool = False) -> float:
     """Write a folder that plain ``AutoModelForSequenceClassification`` loads, with the same score as ``logits[:, 0]``.
 
     The gain is folded into the head's weight. Most causal classifiers have no bias in their head; where the last norm has one (GPT-2,
     GPT-NeoX, OPT, Phi, ...), it is folded into that: norm bias + shift * w / (w . w) adds exactly ``shift`` to w . h. Where neither has
-    one (RMSNorm: Llama, Qwen, Mistral, Gemma), no weight of the architecture adds a constant: the scores are lower by the number that is
-    returned, the same for every response, and config.json has it as ``score_shift``. ``TextClassifier.load`` adds it again.
+    one (RMSNorm: Llama, Qwen, Mistral, Gemma), no weight of the architecture adds a constant: it is left out, and the folder's scores are
+    lower by the number that is returned, the same for every response, whoever reads them. With ``note_shift`` config.json has it as
+    ``score_shift``, which ``TextClassifier.load`` adds again and plain transformers does not.
 
     careful: a model with learnt positions (GPT-2) needs ``position_ids`` from whoever pads on the left.
 
@@ -56,7 +57,8 @@ def save_classifier(reward_model: RewardModel, folder: str | Path) -> float:
     elif shift and norm is not None and float(weight.square().sum()) > 0:
         norm.bias.add_((shift * weight[0].double() / weight[0].double().square().sum()).to(norm.bias.dtype))
         shift = 0.0
-    setattr(classifier.config, SHIFT, shift)
+    if note_shift and shift:
+        setattr(classifier.config, SHIFT, shift)
     classifier.save_pretrained(folder)
     reward_model.tokenizer.save_pretrained(folder)
     return shift
