@@ -191,7 +191,7 @@ def never_packed(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
 def peft_library() -> Any:
