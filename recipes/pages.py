@@ -71,7 +71,7 @@ def paper_map_page() -> str:
     tests = test_functions()
     lines = [
         "# From the papers to the code", "", MADE, "",
-        "What the published systems do, where it is here, and which tests fail when it is undone. Settings are those of",
+        "What the published systems do, where it is here, and which tests fail when it is undone, or why none does. Settings are those of",
         "[settings.md](settings.md), the rest is below `humanward`. Presets carry the source of every value beside it.",
         "The second half lists the conformance tests with their sources.",
     ]  # fmt: skip

@@ -160,7 +160,7 @@ class LoopConfig(Config):
     faster on this machine, else float32; a run keeps what it began with."""
     gradient_checkpointing: bool = False
     """Whatever is trained keeps only the input of each layer and computes the layer again in the backward pass: the memory of one layer's
-    activations instead of all, for about a quarter more time. Never changes a result."""
+    activations instead of all, for one more forward. Never changes a result."""
     compile: bool = False
     """Compile the layers of models that are trained, or asked at every update, with ``torch.compile``: somewhat faster, after up to half a
     minute per stage. Sampling and the attention stay as they are. Numbers are equal up to rounding. Needs a C++ compiler."""
