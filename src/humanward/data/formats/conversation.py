@@ -50,7 +50,7 @@ def taken(row: Row, key: str) -> Any:
     """What stands in a column; messages also where a text spells them as JSON, as a cell of a CSV file does."""
     value = row.take(key)
     found = spelled_list(value)
-    spelled = found is not value and is_conversation(found) and all(message.keys() == {"role", "content"} for message in found)
+    spelled = found is not value and is_conversation(found) and all(set(message) == {"role", "content"} for message in found)
     return found if spelled else value
 
 
@@ -66,7 +66,7 @@ def read_prompt(row: Row) -> tuple[str, dict[str, Any]]:
 
 def messages_of(prompt: Prompt) -> list[Message] | None:
     """The messages that the prompt came as; None where it is a text, whatever else its metadata says."""
-    messages = prompt.metadata.get("messages")
+    messages: Any = prompt.metadata.get("messages")
     if not is_conversation(messages) or not all(_is_plain(message) for message in messages):
         return None
     return messages if messages[-1]["role"] == "user" and as_text(messages) == prompt.text else None
@@ -130,7 +130,7 @@ def of_transcript(prompt: str) -> list[Message] | None:
 
 
 def _is_plain(message: Mapping[str, Any]) -> bool:
-    return message.keys() == {"role", "content"} and message["role"] in _SPOKEN and isinstance(message["content"], str)
+    return set(message) == {"role", "content"} and message["role"] in _SPOKEN and isinstance(message["content"], str)
 
 
 def _message(message: Mapping[str, Any], what: str) -> Message:
