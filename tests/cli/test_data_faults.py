@@ -142,6 +142,23 @@ def conversation_cases() -> Iterator[Case]:
     yield bad("binarised-one-score", BINARISED, "`score_chosen` is missing", score_chosen=...)
 
 
+SAFERLHF = {
+    "prompt": "Say hi", "response_0": "Hi!", "response_1": "No.", "is_response_0_safe": True, "is_response_1_safe": False,
+    "better_response_id": 0,
+}  # fmt: skip
+
+
+def safety_cases() -> Iterator[Case]:
+    for name, row, count in (("pair", PAIR, 2), ("hh", HH, 2), ("talk", TALK, 2), ("ranks", RANKS, 3)):
+        for value in (True, [True], [True] * 4, [1] * count, ["yes"] * count, [None] * count, "[true"):
+            says = f"`safe`: expected a list of {count} times true or false"
+            yield bad(f"{name}-safe-{value}", row, says, safe=value)
+    yield bad("saferlhf-flag", SAFERLHF, "`is_response_1_safe`: expected true or false", is_response_1_safe="rather")
+    yield bad("saferlhf-better", SAFERLHF, "`better_response_id`: expected a whole number from 0 to 1", better_response_id=2)
+    yield bad("saferlhf-same", SAFERLHF, "the same text", response_1="Hi!")
+    yield bad("saferlhf-blank", SAFERLHF, "`response_0` is empty", response_0=" ")
+
+
 def k_wise_cases() -> Iterator[Case]:
     for row in (BEST, RANKS, SOFT, SCORES):
         same = ["Hi!"] * len(row["responses"])
@@ -272,7 +289,8 @@ def container_cases() -> Iterator[Case]:
 
 
 NEW = [
-    *transcript_cases(), *pair_cases(), *conversation_cases(), *k_wise_cases(), *named_cases(), *target_cases(), *container_cases(),
+    *transcript_cases(), *pair_cases(), *conversation_cases(), *k_wise_cases(), *named_cases(), *safety_cases(), *target_cases(),
+    *container_cases(),
 ]  # fmt: skip
 SHARED = [case for case in (*jsonl_cases(), *file_cases(), *list_cases(), *csv_cases()) if not case.options]
 

@@ -184,12 +184,12 @@ def test_fine_tuning_on_chosen_responses_comes_first_where_it_is_asked_for(parts
 
 
 def test_fine_tuning_on_chosen_responses_leaves_out_what_is_dropped(parts: Parts, tmp_path: Path) -> None:
-    """Of 12 questions 8 have a safe response: at 4 per update, two updates."""
+    """Of 12 pairs 8 have a safe response: at 4 per update, two updates."""
     rows = [
-        {"prompt": f"w2 w{n % 4 + 2}", "responses": [f"good w{n % 3 + 2}", "bad"], "best": 0, "safe": [n % 3 > 0, False]} for n in range(12)
+        {"prompt": f"w2 w{n % 4 + 2}", "chosen": f"good w{n % 3 + 2}", "rejected": "bad", "safe": [n % 3 > 0, False]} for n in range(12)
     ]
-    rows.append({"prompt": "w6", "responses": ["good", "bad"], "best": 0, "safe": [True, False], "split": "validation"})
-    path = tmp_path / "best.jsonl"
+    rows.append({"prompt": "w6", "chosen": "good", "rejected": "bad", "safe": [True, False], "split": "validation"})
+    path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ["dpo.drop=[dual_unsafe]", "dpo.sft_first.batch_size=4", "evaluation.prompts=1"]
     done = run("dpo", tmp_path / "run", *offline(parts, path), *settings)

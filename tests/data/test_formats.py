@@ -86,6 +86,13 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[Any, ...]]] = {
         {"article": "Q", "summary_a": "A", "summary_b": "B", "preferred": "b", "mean_a": 2, "mean_b": 4.5},
         "summeval", ("difference", "Q\n\nTL;DR:", ["B", "A"], 2.5),
     ),
+    "saferlhf": (
+        {
+            "prompt": "Q", "response_0": "A", "response_1": "B", "is_response_0_safe": False, "is_response_1_safe": True,
+            "better_response_id": 1, "safer_response_id": 1,
+        },
+        "saferlhf", ("pair", "Q", ["B", "A"], 0),
+    ),
     "ziegler2019": ({"query": "Q", "sample0": "A", "sample1": "B", "best": 1}, "ziegler2019", ("best_of_k", "Q", ["A", "B"], 1)),
     "stiennon2020": (
         {"info": {"post": "Q"}, "summaries": [{"text": "A"}, {"text": "B"}], "choice": 0}, "stiennon2020", ("pair", "Q", ["A", "B"], 0),
@@ -389,6 +396,49 @@ def test_messages_that_are_not_the_prompt_are_not_written_for_it() -> None:
     for to in ("pairs", "conversations", "table", "best_of_k"):
         (row,), _ = WRITERS[to].rows(question, Label("l", "q", "ann", "pair", 1))
         assert row["prompt"] == ([USER] if to == "conversations" else "Q")
+
+
+SAFE: dict[str, dict[str, Any]] = {
+    "pairs": {"chosen": "A", "rejected": "B", "safe": [True, False]},
+    "pairs the other way": {"chosen": "B", "rejected": "A", "safe": [False, True]},
+    "dialogues": {"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B", "safe": [True, False]},
+    "conversation": {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER], "safe": [True, False]},
+    "best_of_k": {"responses": ["A", "B", "C"], "best": 1, "safe": [True, False, False]},
+    "scores": {"responses": ["B", "C", "A"], "scores": [1, 2, 3], "safe": [False, False, True]},
+    "table": {"responses": ["B", "A"], "kind": "pair", "answer": 0, "safe": [False, True]},
+    "saferlhf": {**ROWS["saferlhf"][0], "is_response_0_safe": True, "is_response_1_safe": False},
+}
+
+
+def safe_of(labeled: Labeled) -> dict[str, bool]:
+    """Whether each response is safe, by its text."""
+    question = labeled.question
+    return {r.text.strip(): safe for r, safe in zip(question.responses, question.prompt.metadata["safe"], strict=True)}
+
+
+@pytest.mark.parametrize("name", SAFE)
+def test_safety_stays_with_its_response_from_any_format_to_any_that_holds_it(name: str, tmp_path: Path) -> None:
+    """Of all rows A alone is safe."""
+    row = SAFE[name] if name == "dialogues" else {"prompt": "Q", **SAFE[name]}
+    path = write(tmp_path / "x.jsonl", row)
+    (before,) = read(path)
+    assert safe_of(before) == {r.text.strip(): r.text.strip() == "A" for r in before.question.responses}
+    for to in ("table", "pairs", "transcripts", "conversations", "best_of_k", "scores"):
+        if WRITERS[to].holds(before.question, before.labels[0]):
+            for container in WRITERS[to].containers:
+                out = tmp_path / f"{to}.{container}"
+                convert(path, out, to, container)
+                assert {text: safe for one in read(out) for text, safe in safe_of(one).items()} == safe_of(before)
+    for part in read(f"{path}?kind=pair"):
+        assert safe_of(part) == {r.text.strip(): r.text.strip() == "A" for r in part.question.responses}
+
+
+def test_safety_in_a_cell_of_csv(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('prompt,chosen,rejected,safe\nQ,A,B,"[true, false]"\nQ,A,C,\n', encoding="utf-8")
+    first, second = read(path)
+    assert safe_of(first) == {"A": True, "B": False}
+    assert "safe" not in second.question.prompt.metadata
 
 
 def test_some_equal_responses_are_kept_and_all_equal_ones_left_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import IO
 
 from humanward.data.formats.conversation import messages_of
 from humanward.data.formats.reading import LabelFile
-from humanward.data.formats.rows import named
+from humanward.data.formats.rows import named, safety
 from humanward.data.formats.views import told
 from humanward.data.formats.writing import WRITERS, Written, write_labels
 from humanward.errors import UserError
@@ -38,7 +38,8 @@ class Conversion:
     skipped: int = field(default=0, init=False)
     """Rows with a fault, where the source says that they are to be skipped."""
     most_responses: int = field(default=0, init=False)
-    weighted: bool = field(default=False, init=False)
+    optional: set[str] = field(default_factory=set, init=False)
+    """Those of ``OPTIONAL`` that some label has something to say in."""
     conversations: bool = field(default=True, init=False)
     """Whether every prompt that is written is one."""
 
@@ -58,7 +59,7 @@ class Conversion:
             if self._writer.holds(question, label):
                 self.kinds[label.kind] += 1
                 self.most_responses = max(self.most_responses, len(question.responses))
-                self.weighted = self.weighted or label.weight != 1
+                self.optional |= ({"weight"} if label.weight != 1 else set()) | safety(question, ()).keys()
                 self.conversations = self.conversations and messages_of(question.prompt) is not None
             elif self.leave_out:
                 self.left_out += 1
@@ -77,7 +78,7 @@ class Conversion:
         file = LabelFile(self.source)
         held = ((question, label) for _, question, label in self._labels(file) if self._writer.holds(question, label))
         done = write_labels(
-            out, held, self.format, container, most_responses=self.most_responses, weighted=self.weighted,
+            out, held, self.format, container, most_responses=self.most_responses, optional=self.optional,
             conversations=self.conversations, progress=progress,
         )  # fmt: skip
         file.faults.check()

@@ -7,11 +7,11 @@ from typing import Any
 
 from humanward.data.formats import conversation
 from humanward.data.formats.pairs import ABOUT
-from humanward.data.formats.rows import MARKS, Labeled, Row, asked, marked, said
+from humanward.data.formats.rows import MARKS, Labeled, Row, asked, marked, safety, said
 from humanward.errors import UserError
 from humanward.records import Label, Question
 
-WRITTEN = {"prompt": "talk", "responses": "texts", "weight": "number", **ABOUT}
+WRITTEN = {"prompt": "talk", "responses": "texts", "safe": "flags", "weight": "number", **ABOUT}
 
 
 def read_k_wise(row: Row, kind: str, key: str, parse: Callable[[Any, int], Any]) -> Labeled:
@@ -24,8 +24,7 @@ def read_k_wise(row: Row, kind: str, key: str, parse: Callable[[Any, int], Any])
         raise UserError(f"{row.where}: `responses`: all {len(responses)} are the same text; delete the row")
     answer = row.answer(key, parse, len(responses))
     prompt, metadata = conversation.read_prompt(row)
-    if row.has("safe"):
-        metadata["safe"] = row.sequence("safe")  # for dpo.drop
+    metadata |= row.safe(len(responses))
     number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
     question = asked(prompt, responses, kind, id=row.name("question_id"), round=number, split=row.split(), metadata=metadata)
     return Labeled(row.where, question, (said(kind, answer, **marked(row, MARKS)),))
@@ -38,4 +37,5 @@ def write_k_wise(question: Question, label: Label, **answer: Any) -> tuple[list[
         return [], 1
     weight = {} if label.weight == 1 else {"weight": label.weight}
     about = {"labeler": label.labeler, "question_id": question.id, "split": question.split}
-    return [{"prompt": conversation.written_prompt(question.prompt), "responses": responses, **answer, **weight, **about}], 0
+    safe = safety(question, range(len(responses)))
+    return [{"prompt": conversation.written_prompt(question.prompt), "responses": responses, **answer, **safe, **weight, **about}], 0

@@ -1,25 +1,27 @@
 """``chosen`` and ``rejected``: the preference data of TRL and most others.
 
 The prompt has its own column, or is what both begin with; texts or lists of messages. ``margin``, or ``score_chosen`` and
-``score_rejected``, say by how much the chosen one is better (UltraFeedback, binarised): such pairs are differences.
+``score_rejected``, say by how much the chosen one is better (UltraFeedback, binarised): such pairs are differences. ``safe``: whether the
+chosen and the rejected response are safe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from zlib import crc32
 
 from humanward.data.formats import conversation, views
 from humanward.data.formats.conversation import ASSISTANT, HUMAN
-from humanward.data.formats.rows import Labeled, Row, asked, marked, said, written
+from humanward.data.formats.rows import Labeled, Row, asked, marked, safety, said, written
 from humanward.errors import UserError
 from humanward.records import Label, Question
 
 COLUMNS = ("chosen", "rejected")
 SCORES = ("score_chosen", "score_rejected")
 ABOUT = {"labeler": "text", "question_id": "text", "split": "text"}
-WRITTEN = {"prompt": "talk", "chosen": "talk", "rejected": "talk", "margin": "number", "weight": "number", **ABOUT}
+WRITTEN = {"prompt": "talk", "chosen": "talk", "rejected": "talk", "margin": "number", "safe": "flags", "weight": "number", **ABOUT}
 
 
 def read(row: Row) -> Labeled:
@@ -32,14 +34,17 @@ def read(row: Row) -> Labeled:
     else:
         prompt, metadata = conversation.read_prompt(row)
         texts = [row.filled(name) for name in COLUMNS]
-    return compared(row, prompt, texts[0], texts[1], margin(row), metadata=metadata)
+    return compared(row, prompt, texts[0], texts[1], margin(row), metadata=metadata | row.safe(2))
 
 
 def compared(
     row: Row, prompt: str, chosen: str, rejected: str, margin: float | None = None, *, metadata: Mapping[str, Any] | None = None,
     columns: Sequence[str] = COLUMNS,
 ) -> Labeled:  # fmt: skip
-    """Two responses, the first of which was preferred. Their order is by lot of their texts, so that the place tells nothing."""
+    """Two responses, the first of which was preferred. Their order is by lot of their texts, so that the place tells nothing.
+
+    ``metadata`` may have ``safe`` of the chosen and the rejected one.
+    """
     if chosen == rejected:
         raise UserError(f"{row.where}: `{columns[0]}` and `{columns[1]}` are the same text; delete the row")
     texts = sorted((chosen, rejected), key=lambda text: crc32(f"{prompt}\n{text}".encode()))
@@ -47,6 +52,8 @@ def compared(
     kind = "pair" if margin is None else "difference"
     answer = best if margin is None else -margin if best else margin
     question = asked(prompt, texts, kind, split=row.split(), metadata=metadata)
+    if best:
+        question = replace(question, prompt=replace(question.prompt, metadata={**question.prompt.metadata, **safety(question, (1, 0))}))
     return Labeled(row.where, question, (said(kind, answer, **marked(row)),))
 
 
@@ -81,7 +88,7 @@ def write_texts(question: Question, label: Label) -> tuple[list[dict[str, Any]],
     rows = [
         {
             "prompt": question.prompt.text, "chosen": texts[a], "rejected": texts[b], **({} if lead is None else {"margin": lead}),
-            **({} if label.weight == 1 else {"weight": label.weight}), **about,
+            **safety(question, (a, b)), **({} if label.weight == 1 else {"weight": label.weight}), **about,
         }
         for a, b, lead in different
     ]  # fmt: skip

@@ -122,8 +122,28 @@ class Row:
         value = self.text("split") or "train"
         return value if value in ("train", "validation") else self._wrong("split", '"train" or "validation"', value)
 
+    def safe(self, count: int) -> dict[str, Any]:
+        """Metadata out of the column ``safe``, true or false for each of ``count`` responses; none where there is no such column."""
+        if not self.has("safe"):
+            return {}
+        flags = spelled_list(self.values["safe"])
+        if not is_flags(flags, count):
+            raise self.fault("safe", f"a list of {count} times true or false, one for each response", flags)
+        return {"safe": flags}
+
     def _wrong(self, key: str, expected: str, found: Any) -> Any:
         raise self.fault(key, expected, found)
+
+
+def is_flags(value: Any, count: int) -> bool:
+    """Whether it is a list of ``count`` times true or false."""
+    return isinstance(value, list) and len(value) == count and all(isinstance(flag, bool) for flag in value)
+
+
+def safety(question: Question, indices: Sequence[int]) -> dict[str, list[bool]]:
+    """The column ``safe`` of some of a question's responses; none where nobody has said which are safe."""
+    flags: Any = question.prompt.metadata.get("safe")
+    return {"safe": [flags[index] for index in indices]} if is_flags(flags, len(question.responses)) else {}
 
 
 def written(value: Any, what: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from humanward.data.formats import conversation
 from humanward.data.formats.ranking import dense_ranks
-from humanward.data.formats.rows import Labeled, Row, asked, clipped, numeric, said, short, written
+from humanward.data.formats.rows import Labeled, Row, asked, clipped, numeric, safety, said, short, written
 from humanward.errors import UserError
 from humanward.records import Label, Question, answers
 from humanward.records.answers import is_number, is_whole
@@ -19,7 +19,8 @@ COLUMNS = ("prompt", "answer")
 WRITTEN = {
     "time": "text", "labeler": "text", "round": "whole", "split": "text", "kind": "text", "prompt": "talk", "responses": "texts",
     "answer": "text", "seconds": "number", "confidence": "number", "comment": "text", "adjudication": "flag", "instructions": "text",
-    "permutation": "wholes", "propensity": "number", "question_id": "text", "event_id": "text", "weight": "number",
+    "permutation": "wholes", "propensity": "number", "question_id": "text", "event_id": "text", "safe": "flags",
+    "weight": "number",
 }  # fmt: skip
 MAX_RESPONSES = 9
 """Of a CSV file."""
@@ -54,7 +55,10 @@ def read(row: Row) -> Labeled:
         raise UserError(f"{row.where}: `answer`: {clipped(str(error))}") from None
     number = row.whole("round", 0, 1 << 30) if row.has("round") else 0
     prompt, metadata = conversation.read_prompt(row)
-    question = asked(prompt, responses, kind, id=row.name("question_id"), round=number, split=row.split(), metadata=metadata)
+    question = asked(
+        prompt, responses, kind, id=row.name("question_id"), round=number, split=row.split(),
+        metadata=metadata | row.safe(len(responses)),
+    )  # fmt: skip
     question = replace(question, propensity=_propensity(row))
     label = said(
         kind, answer, id=row.name("event_id"), labeler=row.name("labeler"), permutation=_permutation(row, len(responses)),
@@ -90,7 +94,8 @@ def _plain(question: Question, label: Label) -> dict[str, Any]:
         "time": label.time, "labeler": label.labeler, "round": question.round, "split": question.split, "kind": label.kind,
         "prompt": conversation.written_prompt(question.prompt), "seconds": label.seconds, "confidence": label.confidence,
         "comment": label.comment, "adjudication": label.adjudication, "instructions": label.instructions, "propensity": question.propensity,
-        "question_id": question.id, "event_id": label.id, **({} if label.weight == 1 else {"weight": label.weight}),
+        "question_id": question.id, "event_id": label.id, **safety(question, range(len(question.responses))),
+        **({} if label.weight == 1 else {"weight": label.weight}),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from humanward.data.formats import conversation, pairs
 from humanward.data.formats.conversation import ASSISTANT, HUMAN, Message
 from humanward.records import Label, Question
 
-WRITTEN = {"chosen": "text", "rejected": "text", "margin": "number", "weight": "number", **pairs.ABOUT}
+WRITTEN = {"chosen": "text", "rejected": "text", "margin": "number", "safe": "flags", "weight": "number", **pairs.ABOUT}
 MESSAGES_WRITTEN = {**WRITTEN, "prompt": "messages", "chosen": "messages", "rejected": "messages"}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from humanward.data.formats.rows import Labeled, clipped
+from humanward.data.formats.rows import Labeled, clipped, safety
 from humanward.errors import UserError
 from humanward.records import Label, Question
 from humanward.records.answers import TIE
@@ -108,7 +108,9 @@ def told(label: Label) -> str:
 def _part(question: Question, kind: str, indices: tuple[int, ...]) -> Question:
     whole = len(indices) == len(question.responses)
     responses = tuple(question.responses[index] for index in indices)
-    return replace(question, id=question.id if whole else "", kind=kind, responses=responses)  # a part is another question than the file's
+    prompt = replace(question.prompt, metadata={**question.prompt.metadata, **safety(question, indices)})
+    name = question.id if whole else ""  # a part is another question than the file's
+    return replace(question, id=name, prompt=prompt, kind=kind, responses=responses)
 
 
 def _alternatives(label: Label, question: Question) -> str:

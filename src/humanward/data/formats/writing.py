@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -45,7 +45,8 @@ class Writer:
     kinds: tuple[str, ...]
     """Kinds of label that it holds without losing what they say. A choice of one among K may become several rows."""
     columns: Mapping[str, str]
-    """Column -> its type: text, number, whole, flag, texts, numbers, wholes, messages, or talk: messages of a conversation, else a text."""
+    """Column -> its type: text, number, whole, flag, texts, numbers, wholes, flags, messages, or talk: messages of a conversation, else
+    a text."""
     containers: tuple[str, ...] = ("jsonl", "json", "parquet", "csv")
     conversations: bool = True
     """Whether prompts may be messages; those of labelling tools are transcripts, for people to read."""
@@ -62,6 +63,8 @@ class Writer:
         return self.conversations or conversation.messages_of(question.prompt) is None
 
 
+OPTIONAL = ("weight", "safe")
+"""Columns that CSV and Parquet have only where a label has something to say in them."""
 _CHOICE = ("best_of_k", "pair")
 _COMPARED = (*_CHOICE, "ranking", "difference", "scores")
 WRITERS: dict[str, Writer] = {
@@ -128,7 +131,7 @@ class Written:
 
 def write_labels(
     file: IO[bytes], labeled: Iterable[tuple[Question, Label]], format: str, container: str, *, most_responses: int = 9,
-    weighted: bool = False, conversations: bool = False, names: Mapping[str, str] | None = None,
+    optional: Collection[str] = (), conversations: bool = False, names: Mapping[str, str] | None = None,
     progress: Callable[[int], None] = lambda labels: None,
 ) -> Written:  # fmt: skip
     """Write labels to an open file.
@@ -139,7 +142,7 @@ def write_labels(
         format: a name of ``WRITERS``.
         container: jsonl, json (one list), csv or parquet; one that the format has.
         most_responses: the columns of a CSV table.
-        weighted: CSV and Parquet have a column for weights.
+        optional: those of ``OPTIONAL`` that CSV and Parquet are to have.
         conversations: every prompt is one, so that Parquet has columns of messages; otherwise it spells messages as JSON, as CSV does.
         names: a display name for each labeler; given, every row has a column ``name``.
         progress: told the number of labels written so far.
@@ -151,7 +154,7 @@ def write_labels(
     if container not in writer.containers:
         raise UserError(f"{format}: written as {' or '.join(writer.containers)}, not as {container}; choose another name for the file")
     done = Written()
-    sink = _SINKS[container](file, _columns(writer, format, container, most_responses, weighted, conversations, names))
+    sink = _SINKS[container](file, _columns(writer, format, container, most_responses, optional, conversations, names))
     rows_of = table.write_cells if format == "table" and container == "csv" else writer.rows
     for question, label in labeled:
         rows, left_out = rows_of(question, label)
@@ -166,12 +169,12 @@ def write_labels(
 
 
 def _columns(
-    writer: Writer, format: str, container: str, most: int, weighted: bool, conversations: bool, names: object
+    writer: Writer, format: str, container: str, most: int, optional: Collection[str], conversations: bool, names: object
 ) -> dict[str, str]:  # fmt: skip
     talk = "messages" if conversations else "text"
-    columns = {name: talk if what == "talk" else what for name, what in writer.columns.items() if weighted or name != "weight"}
+    columns = {name: talk if what == "talk" else what for name, what in writer.columns.items() if name in optional or name not in OPTIONAL}
     if format == "table" and container == "csv":
-        columns = dict.fromkeys(table.header(max(most, 1)), "text") | ({"weight": "number"} if weighted else {})
+        columns = dict.fromkeys(table.header(max(most, 1)), "text") | {name: columns[name] for name in OPTIONAL if name in columns}
     return columns if names is None else {**columns, "name": "text"}
 
 
@@ -216,10 +219,10 @@ class _Parquet:
         import pyarrow
         from pyarrow import parquet
 
-        text, number, whole = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+        text, number, whole, flag = pyarrow.string(), pyarrow.float64(), pyarrow.int64(), pyarrow.bool_()
         types = {
-            "text": text, "number": number, "whole": whole, "flag": pyarrow.bool_(), "texts": pyarrow.list_(text),
-            "numbers": pyarrow.list_(number), "wholes": pyarrow.list_(whole),
+            "text": text, "number": number, "whole": whole, "flag": flag, "texts": pyarrow.list_(text), "numbers": pyarrow.list_(number),
+            "wholes": pyarrow.list_(whole), "flags": pyarrow.list_(flag),
             "messages": pyarrow.list_(pyarrow.struct([("role", text), ("content", text)])),
         }  # fmt: skip
         self._schema = pyarrow.schema([(name, types[what]) for name, what in columns.items()])
