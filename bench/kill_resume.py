@@ -1,6 +1,6 @@
 """Does a run that is killed, stopped, starved of disk or damaged end like one that nothing disturbed?
 
-    python bench/kill_resume.py [--kills 200] [--stops 40] [--damages 24] [--full 50] [--per-run 20] [--seed 0]
+    python bench/kill_resume.py [--kills 200] [--stops 40] [--damages 24] [--full 50] [--losses 100] [--per-run 20] [--seed 0]
 
 A small run with every stage (supervised fine-tuning, two rounds of labels, reward model and PPO, evaluation, report) is made twice
 undisturbed. Then again and again in other folders, with faults on the way (`--per-run 1`: one each), each followed by the same command. In
@@ -15,6 +15,8 @@ is drawn by lot, and how often the process comes there first, and how far into i
 - damages: a bit flipped in, or the end cut off, the newest checkpoint of a killed training; stderr must name it.
 - full: on a tmpfs of its own, all but a random number of bytes are taken; exit code 3, one line with the bytes needed and free, all
   checkpoints whole; with the bytes given back the run goes on.
+- losses: the calls of an undisturbed run are recorded and repeated up to one drawn by lot; of what no fsync brought to the disk nothing,
+  all or a part is there when the run goes on (`power_loss.py`). What was last saved must be. With every fsync left out it must not.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from power_loss import lose_power, record
 
 from humanward.storage import verify_folder
 
@@ -279,7 +282,10 @@ class Bench:
                     running.end()
                     self.starts += 1
                     running = self.start(run, *settings, cold=self.starts % COLD_EVERY == 0)
-        code = running.end()
+        self.compare(run, running.end(), faults, ends)
+
+    def compare(self, run: Path, code: int, faults: int, ends: Ends) -> None:
+        """Note whether a run that is over ended like the undisturbed one; then it is removed."""
         same = code == 0 and hashes(run) == self.expected
         ends.append((faults, same))
         if same:
@@ -446,6 +452,30 @@ def fill(disk: Path, left: int) -> None:
         os.posix_fallocate(filler.fileno(), 0, max(1, space.f_bavail * space.f_bsize - left))
 
 
+def power_losses(bench: Bench, count: int) -> dict[str, Any]:
+    if shutil.which("strace") is None:
+        return {"fault": "power loss", "count": 0, "good": False, "why": "no strace to record the calls"}
+    recorded = bench.folder / "recorded/run"
+    recorded.parent.mkdir()
+    saying = [sys.executable, str(Path(__file__).with_name("power_loss.py")), "loop", str(recorded), *bench.options]
+    operations = record(saying, recorded, bench.folder / "recorded.log")
+    where: Counter[str] = Counter()
+    ends: Ends = []
+    kept = lost_unsynced = 0
+    for number in range(count):
+        loss = lose_power(operations, recorded, bench.folder / f"loss-{number}", bench.lots)
+        where[loss.place] += 1
+        kept += loss.kept()
+        bench.compare(loss.folder, bench.start(loss.folder, cold=number % COLD_EVERY == 0).end(), 1, ends)
+        unsynced = lose_power(operations, recorded, bench.folder / f"unsynced-{number}", bench.lots, syncs=False)
+        lost_unsynced += not unsynced.kept()
+        shutil.rmtree(unsynced.folder, ignore_errors=True)
+    return {
+        "fault": "power loss", "count": count, **summary(ends), "calls": len(operations), "kept": kept, "lost_without_fsync": lost_unsynced,
+        "where": table(where), "good": all_same(ends) and kept == count and lost_unsynced > 0,
+    }  # fmt: skip
+
+
 def summary(ends: Ends) -> dict[str, int]:
     """``same_end``: faults of the runs that ended like the undisturbed one."""
     return {"runs": len(ends), "same_runs": sum(same for _, same in ends), "same_end": sum(faults for faults, same in ends if same)}
@@ -472,6 +502,7 @@ def main() -> None:
     parser.add_argument("--stops", type=int, default=40)
     parser.add_argument("--damages", type=int, default=24)
     parser.add_argument("--full", type=int, default=50)
+    parser.add_argument("--losses", type=int, default=100)
     parser.add_argument("--per-run", type=int, default=20, help="most faults that one run meets before its end is compared")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="a page to write, docs/faults.md")
@@ -484,6 +515,7 @@ def main() -> None:
         in_own_mounts()
     kinds: list[tuple[Callable[[Bench, int], dict[str, Any]], int]] = [
         (kills, args.kills), (stops, args.stops), (damages, args.damages), (full_disks, args.full),
+        (power_losses, args.losses),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bench = Bench(Path(folder), args.seed, args.per_run)
@@ -523,8 +555,18 @@ BESIDES: dict[str, Callable[[dict[str, Any]], str]] = {
     "full disk": lambda row: (
         f"{row['one_line']} said in one line with the bytes needed and free; {row['checkpoints_whole']} left all checkpoints whole"
     ),
+    "power loss": lambda row: (
+        f"{row['kept']} kept what was last saved; without any fsync {row['lost_without_fsync']} of {row['count']} lost it"
+    ),
 }
 TAIL = """
+A power loss is played back: strace records every call by which an undisturbed run changes its folder, the calls up to one drawn by lot are
+repeated, and of what no fsync has brought to the disk nothing, all or a part is left. A file may hold old bytes, new ones and zeros, sector
+by sector, at any size between the old and the new; any of the names made, changed and removed may be as before. What was last saved must be
+there, checkpoint or output of a stage, and the same command must go on to the same end. The trials are sharp: when the calls of fsync are
+left out of the record, what was saved is lost. Shorter trials, of a run's stages and of the label store, are tests:
+`tests/storage/test_power_loss.py` and `tests/feedback/test_power_loss.py`.
+
 Killing at every single system call of a checkpoint, a state file and a line of the log, and every single call that can fail for want of
 space, is a test: `tests/storage/test_crash.py`. A short version of this page's bench is one too: `tests/cli/test_resume.py`.
 """

@@ -18,7 +18,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -373,9 +373,9 @@ def main() -> None:
 
     save, atomic_folder = Checkpoints.save, storage.atomic_folder
 
-    def saying_save(store: Checkpoints, step: int, tensors: Any, state: Any) -> Path:
-        path = save(store, step, tensors, state)
-        say_safe(store.folder, step)
+    def saying_save(self: Checkpoints, step: int, tensors: Mapping[str, Any], state: Any) -> Path:
+        path = save(self, step, tensors, state)
+        say_safe(self.folder, step)
         return path
 
     @contextmanager
