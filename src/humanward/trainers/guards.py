@@ -173,8 +173,8 @@ def policy_signs(
     limit, near = (math.nan if given is None else given for given in (kl_limit, ratio_limit))
     settled = history[-20:] if len(history) >= 20 else []
     far = (
-        f"the KL is {kl:.1f} nats per response, beyond {limit:.1f}; raise kl_coef (beta in online_dpo) or lower the learning rate; if it was so "
-        f"from the first steps on, {MISMATCH}"
+        f"the KL is {kl:.1f} nats per response, beyond {limit:.1f}; raise kl_coef (beta in online_dpo) or lower the learning rate; "
+        f"if it was so from the first steps on, {MISMATCH}"
     )
     negative = f"the KL is {kl:.1f} nats per response, which no KL is: sampling and scoring see different distributions; {MISMATCH}"
     first = f"the first ratios of a step, which should be 1, are up to {ratio:.2g} away from it; {MISMATCH}"

@@ -159,8 +159,8 @@ def call_score(
     if len(values) != len(responses):
         raise RunError(f"reward {name}: {len(values)} scores for {len(responses)} responses; it must return one number per response")
     scores = torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)
-    for score, value, response in zip(scores.tolist(), values, responses, strict=True):
-        if not math.isfinite(score):
+    for finite, value, response in zip(scores.isfinite().tolist(), values, responses, strict=True):
+        if not finite:
             raise RunError(f"reward {name}: the score of {response[:60]!r} is {value}; scores must be finite numbers of 32 bits")
     return scores
 
