@@ -233,8 +233,8 @@ def pairs_cases() -> Iterator[Case]:
         yield Case(f"pairs-no-{name}", "x.jsonl", among(PAIR, changed(PAIR, **{name: ...})), (2,), name)
         yield Case(f"pairs-empty-{name}", "x.jsonl", among(PAIR, changed(PAIR, **{name: " \n"})), (2,), f"`{name}` is empty")
         yield Case(f"pairs-{name}-number", "x.jsonl", among(PAIR, changed(PAIR, **{name: 3})), (2,), f"`{name}`: expected a text")
-    messages = [{"role": "user", "content": "hi"}]
-    yield Case("pairs-messages", "x.jsonl", among(PAIR, changed(PAIR, prompt=messages)), (2,), "`prompt`: expected a text")
+    messages = [{"role": "user"}]
+    yield Case("pairs-messages", "x.jsonl", among(PAIR, changed(PAIR, prompt=messages)), (2,), "`content`: expected a text")
     yield Case("pairs-same", "x.jsonl", among(PAIR, changed(PAIR, rejected="Hi!")), (2,), "same text")
     yield Case("pairs-then-unpaired", "x.jsonl", among(PAIR, UNPAIRED), (2,), "`chosen` is missing")
     yield Case("pairs-split", "x.jsonl", among(PAIR, changed(PAIR, split="test")), (2,), "`split`")

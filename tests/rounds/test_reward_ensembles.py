@@ -102,7 +102,7 @@ def test_what_is_drawn_has_its_probability_and_most_of_what_is_disputed(runs: di
     monkeypatch.setattr(run.context, "tell", lambda text: None)
     made = choice_probabilities(run.context.reward_model(1), [Comparison(*c, "best_of_k", 0) for c in candidates])
     expected = propensities(choice_variance(made), 10)
-    monkeypatch.setattr(choosing, "choice_probabilities", lambda *_: made)
+    monkeypatch.setattr(choosing, "choice_probabilities", lambda *_, **__: made)
     drawn = [0] * len(candidates)
     for seed in range(300):
         monkeypatch.setattr(run.context, "seed", lambda stream, *_, seed=seed: hash_of(stream, seed))

@@ -146,8 +146,8 @@ def test_a_forgotten_temperature_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_flipped_score_of_the_reward_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the reward model, which is right, and PPO, which is right."""
-    scores = scoring._model_scores
-    monkeypatch.setattr(scoring, "_model_scores", lambda *args: -scores(*args))
+    scores = scoring.model_scores
+    monkeypatch.setattr(scoring, "model_scores", lambda *args, **settings: -scores(*args, **settings))
     with pytest.raises(RunError, match="self-test: what the labeler prefers does not become likelier under the reward model"):
         selftest.self_test()
 
