@@ -149,6 +149,18 @@ def offline(parts: Parts, path: Path) -> list[str]:
     ]
 
 
+def test_a_file_must_leave_prompts_to_evaluate_and_to_train_on(parts: Parts, tmp_path: Path) -> None:
+    words = offline(parts, pairs(tmp_path / "pairs.jsonl"))
+    done = run("dpo", tmp_path / "run", *words, "labels.validation_share=0")
+    assert done.code == 2
+    assert "prompts of the labels is held out for the evaluation; raise labels.validation_share above 0.0" in done.err
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row | {"split": "validation"}) + "\n" for row in rows))
+    done = run("dpo", tmp_path / "other", *offline(parts, tmp_path / "held_out.jsonl"))
+    assert done.code == 2
+    assert "all prompts of the labels are held out (`split` in their file), and none is left to train on" in done.err
+
+
 def test_a_run_on_a_file_of_preferences(parts: Parts, tmp_path: Path) -> None:
     words = offline(parts, pairs(tmp_path / "pairs.jsonl"))
     done = run("dpo", tmp_path / "run", *words, "labels.validation_share=0.25")

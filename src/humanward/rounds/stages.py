@@ -49,14 +49,7 @@ def check_inputs(context: Context) -> None:
     if config.method == "ppo" and config.ppo.ptx is not None:
         pretraining_texts(config.ppo.ptx, context.task)
     if config.labeler.startswith("labels:"):
-        questions, labels = context.given_labels
-        if config.method == "dpo" and any(question.kind == "rating" for question in questions):
-            raise UserError(
-                "method dpo learns nothing from ratings, whose scale their file does not tell: write FILE?kind=binary&middle=NUMBER, which "
-                "reads those above the middle as liked, those below as not"
-            )
-        if not without_dual(to_comparisons(questions, labels), config.dpo.drop):
-            raise UserError("dpo.drop leaves no label; drop less")
+        check_given_labels(context)
     elif config.dpo.drop:
         raise UserError("dpo.drop: only labels from a file can say which responses are safe; leave it out, or set labeler=labels:FILE")
     if config.labeler == "people":
@@ -65,6 +58,27 @@ def check_inputs(context: Context) -> None:
     if config.self_test:
         check_task(context.policy(config.model), context.task, context.source_prompts)
     context.stop.check()
+
+
+def check_given_labels(context: Context) -> None:
+    """Raises UserError where nothing can be learnt from the labels, or their own prompts leave none to train on or to evaluate."""
+    config, (questions, labels) = context.config, context.given_labels
+    if config.method == "dpo" and any(question.kind == "rating" for question in questions):
+        raise UserError(
+            "method dpo learns nothing from ratings, whose scale their file does not tell: write FILE?kind=binary&middle=NUMBER, which "
+            "reads those above the middle as liked, those below as not"
+        )
+    if not without_dual(to_comparisons(questions, labels), config.dpo.drop):
+        raise UserError("dpo.drop leaves no label; drop less")
+    held_out = {q.prompt.tokens for q in questions if q.split == "validation"}
+    training = {q.prompt.tokens for q in questions} - held_out
+    if config.prompts == "labels" and not held_out:
+        raise UserError(
+            f"none of the {len(training)} prompts of the labels is held out for the evaluation; raise labels.validation_share above "
+            f"{1 / len(training):.2g}, or take prompts from elsewhere"
+        )
+    if config.prompts == "labels" and not training:
+        raise UserError("all prompts of the labels are held out (`split` in their file), and none is left to train on; give more labels")
 
 
 def refuse_adapter_of_adapter(config: LoopConfig) -> None:
