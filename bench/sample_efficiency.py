@@ -160,8 +160,8 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 ABOUT = (
     "Made by `python bench/sample_efficiency.py RUNS --write docs/sample_efficiency.md`: PPO on the embedded model, the sentiment judge as "
-    "the reward, {} episodes in batches of {}, seeds {}. `matched`: the losses, coefficients and epochs of the peer in both, at one learning "
-    "rate; `default`: each with its own settings, which move a model of this size little in so few episodes. Student's 95 % intervals over "
+    "the reward, {} episodes in batches of {}, seeds {}. `matched`: the losses, coefficients and epochs of the peer in both, at one rate; "
+    "`default`: each with its own settings, which move a model of this size little in so few episodes. Student's 95 % intervals over "
     "seeds; differences seed by seed."
 )
 
