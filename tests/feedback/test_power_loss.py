@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import shutil
@@ -24,15 +23,9 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace i
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
+def bench(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The part of the bench of faults that plays power losses back; loaded by path."""
-    spec = importlib.util.spec_from_file_location("bench_power_loss", Path(__file__).parents[2] / "bench/power_loss.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).parents[2] / "bench/power_loss.py")
 
 
 @pytest.fixture(scope="module")

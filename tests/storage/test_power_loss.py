@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,25 +21,15 @@ TRIALS = 25
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is absent: install it to record what a power loss may take")
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
+def bench(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The part of the bench of faults that plays power losses back; loaded by path."""
-    return _load("bench_power_loss", Path(__file__).parents[2] / "bench/power_loss.py")
+    return load_module(Path(__file__).parents[2] / "bench/power_loss.py")
 
 
 @pytest.fixture(scope="module")
-def writer() -> ModuleType:
-    return _load("storage_writer", WRITER)
+def writer(load_module: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_module(WRITER)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -198,15 +196,9 @@ def test_narrow_data_leaves_dpo_free_off_its_support_and_iterations_mend_it() ->
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
+def bench(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """The bench that makes docs/optimum.md; loaded by path."""
-    spec = importlib.util.spec_from_file_location("bench_optimum", Path(__file__).parents[2] / "bench/optimum.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+    return load_module(Path(__file__).parents[2] / "bench/optimum.py")
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo reward"])

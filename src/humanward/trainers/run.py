@@ -120,21 +120,13 @@ def train(
         around.log.truncate(stage, round, first)
     watch = _watch(around, trainer, stage, round, first)
     history: list[dict[str, float]] = []
-    saved_at, saved_step, save_seconds = time.monotonic(), first, 0.0
+    saves = _Saves(around, trainer, first)
     done = first
-
-    def save() -> None:
-        nonlocal saved_at, saved_step, save_seconds
-        if done > saved_step:
-            began = time.monotonic()
-            _save(around, trainer, done)
-            saved_at, saved_step = time.monotonic(), done
-            save_seconds = saved_at - began
 
     try:
         for index in range(first, end):
             around.stop.check()
-            around.hold(done, save)
+            around.hold(done, lambda done=done: saves.save(done))
             metrics = {name: value for name, value in trainer.step(index).items() if math.isfinite(value)}
             done = index + 1
             history.append(metrics)
@@ -142,21 +134,40 @@ def train(
             if around.log is not None and around.is_main:
                 around.log.append({"stage": stage, "round": round, "step": index, **metrics})
             around.progress(stage, done, end, metrics)
-            pause = SAVES_APART * save_seconds if save_seconds > CHEAP_SAVE else 0.0
-            if done < end and time.monotonic() - saved_at > max(around.checkpoint_seconds, pause):
-                save()
+            if done < end and saves.due():
+                saves.save(done)
     except TrainingError as fault:
         raise RunError(f"{fault}. {_after(around, trainer, stage, round, done, fault, before=end + 1)}") from None
     except Stopped:
         # careful: a step that was interrupted has changed nothing yet only if it raised before its first update; the last whole step is
         # what the weights hold whenever a trainer checks the flag before updating, and that is the rule for trainers.
-        save()
+        saves.save(done)
         raise
     if end == trainer.total_steps and (first < end or end == 0):
         trainer.finish()
     if first < end:
         _save(around, trainer, end)
     return history
+
+
+class _Saves:
+    """When a training was saved last, and what it took."""
+
+    def __init__(self, around: Surroundings, trainer: Trainer, step: int) -> None:
+        self.around, self.trainer, self.step = around, trainer, step
+        self.at, self.seconds = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        pause = SAVES_APART * self.seconds if self.seconds > CHEAP_SAVE else 0.0
+        return time.monotonic() - self.at > max(self.around.checkpoint_seconds, pause)
+
+    def save(self, done: int) -> None:
+        """Save so many steps; nothing where they are saved already."""
+        if done > self.step:
+            began = time.monotonic()
+            _save(self.around, self.trainer, done)
+            self.at, self.step = time.monotonic(), done
+            self.seconds = self.at - began
 
 
 def _load(trainer: Trainer, checkpoint: Checkpoint) -> None:
