@@ -64,8 +64,8 @@ what each side means by it: ours has 16-bit weights with float32 copies, the pee
 Times are medians, the least in brackets. "Times as fast" is the peer's median divided by ours, with the floor and the goal that were set
 before. Memory is what a side needs above an empty process, alone in one: weights, optimiser and the highest moment of two steps; the
 floor is 0.7 of the peer's. The share of the peak counts the least arithmetic that the step needs, each prompt once, against the best rate
-of a large matrix product measured beside it; what a step does besides products is in the time and not in the count. The floor of a step
-that optimises is 65 % in float32 and 40 % in bfloat16.
+of a large matrix product, measured after every pair of steps, of which the median is taken as of the times; what a step does besides
+products is in the time and not in the count. The floor of a step that optimises is 65 % in float32 and 40 % in bfloat16.
 """
 
 PROFILE = """
