@@ -288,6 +288,26 @@ def test_sixteen_bit_operands_on_an_accelerator(name):
         assert torch.allclose(a.grad.double(), b.grad, atol=0.05, rtol=0.02)  # gradients are rounded to bfloat16
 
 
+@pytest.mark.parametrize("chunk_rows", [32, 1000])
+def test_sixteen_bit_operands_on_a_cpu(chunk_rows: int):
+    """Forwards as exact as in float32, of matrices that are large enough for bfloat16 instructions; no other product is changed by it."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((96, 64), (300, 64)))
+    tokens = torch.randint(0, 300, (96,), generator=generator)
+    operands, exact = ([x.clone().to(dtype).requires_grad_() for x in (hidden, weight)] for dtype in (torch.bfloat16, torch.float64))
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    before = matmul and matmul.fp32_precision
+    fast = linear_logprobs(*operands, tokens, chunk_rows=chunk_rows, temperature=0.7)
+    slow = naive(*exact, tokens, temperature=0.7)
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-4, rtol=1e-5)
+    sum(x.sum() for x in fast).backward()
+    sum(x.sum() for x in slow).backward()
+    for a, b in zip(operands, exact, strict=True):
+        assert torch.allclose(a.grad.double(), b.grad, atol=0.01 * b.grad.abs().max().item(), rtol=0.01)
+    assert (matmul and matmul.fp32_precision) == before
+
+
 def test_log_collision_is_that_of_the_logits():
     """How likely two draws are the same token: by hand 1/4 + 1/16 + 1/16 for one half and two quarters, and the slow sum otherwise."""
     one = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64).log()
