@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,7 @@ from humanward.models import RewardModel
 from humanward.storage import Checkpoints, MetricsLog, StopFlag, Stopped
 from humanward.trainers import GroupConfig, GroupTrainer, LabelerChoice, OnlineDPOConfig, Surroundings, best_of_n, train
 from humanward.trainers.group import Groups
+from humanward.trainers.scoring import score_episodes
 from humanward.trainers.selftest import WORDS, tiny_policy, tiny_task
 
 METHODS = ["rloo", "grpo", "dr_grpo", "reinforce", "online_dpo", "expert_iteration"]
@@ -74,6 +77,23 @@ def test_the_best_are_kept(problems: ModuleType) -> None:
         assert (groups.worth.sum(1) == keep).all()
         kept, others = (scores.scores.where(groups.worth == side, worst) for side, worst in ((1, math.inf), (0, -math.inf)))
         assert (kept.amin(1) >= others.amax(1)).all()
+
+
+def test_a_score_that_is_no_number_is_not_the_best(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = problems.groups("expert_iteration", keep=1)
+    _, scores = first_groups(trainer)
+    spoilt = torch.tensor([math.nan, -5.0, -3.0, -math.inf])
+    worth = trainer.objective.worth(trainer.rollouts.sample(0), replace(scores, scores=spoilt.expand_as(scores.scores)))
+    assert worth.tolist() == [[0, 0, 1, 0]] * len(worth)
+
+    def spoiling(*given: Any, **settings: Any) -> Any:
+        found = score_episodes(*given, **settings)
+        return replace(found, scores=spoilt.expand_as(found.scores))
+
+    monkeypatch.setattr(sys.modules["humanward.trainers.best_of_n"], "score_episodes", spoiling)  # the package has a function of this name
+    policy = tiny_policy()
+    (best,) = best_of_n(policy, problems.score, [(4,)], 4, task=tiny_task(policy, response_length=3))
+    assert best.score == -3
 
 
 def test_preferences_of_online_dpo(problems: ModuleType) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from humanward.data import Task, TaskConfig
 from humanward.models import RewardModel
+from humanward.storage import StopFlag, Stopped
 from humanward.trainers.diagnostics import rollout_metrics
 from humanward.trainers.rollout import Rollout, RolloutSampler
 from humanward.trainers.scoring import Episodes, score_episodes
@@ -61,6 +62,21 @@ def test_responses_of_a_group_are_drawn_apart_and_again_the_same() -> None:
     assert torch.equal(rollout.responses, sampler(num_responses=4).sample(0).responses)
     for other in (sampler(num_responses=4).sample(1), sampler(num_responses=4, stream="other").sample(0)):
         assert not torch.equal(rollout.responses, other.responses)
+
+
+def test_a_wish_to_stop_is_heard_between_the_forwards_of_the_reference() -> None:
+    """It comes during the first of three."""
+    stop, calls = StopFlag(), list[int]()
+    one = sampler(micro_batch_tokens=1, check=stop.check)
+
+    def slow(*_: Any) -> None:
+        calls.append(1)
+        stop.request()
+
+    one.reference.register_forward_hook(slow)
+    with pytest.raises(Stopped):
+        one.sample(0)
+    assert len(calls) == 1
 
 
 def counted(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:

@@ -17,6 +17,7 @@ from humanward.errors import RunError, UserError
 from humanward.models import Policy, RewardModel
 from humanward.storage import StopFlag, Stopped
 from humanward.trainers import (
+    DPOConfig,
     Episodes,
     PPOConfig,
     PPOTrainer,
@@ -26,6 +27,7 @@ from humanward.trainers import (
     SFTTrainer,
     TextReward,
     choices,
+    implicit_rewards,
     score_episodes,
 )
 from humanward.trainers.reward_ensemble import choice_probabilities
@@ -156,7 +158,7 @@ def test_a_forward_that_scores_is_bounded_by_its_tokens(problems: ModuleType) ->
     assert sum(widths) == 40
 
 
-@pytest.mark.parametrize("work", ["score", "normalize", "scores of questions", "probabilities"])
+@pytest.mark.parametrize("work", ["score", "normalize", "scores of questions", "probabilities", "implicit rewards"])
 def test_a_slow_reward_model_hears_the_wish_to_stop_between_forwards(problems: ModuleType, work: str) -> None:
     """It comes during the first of several."""
     stop = StopFlag()
@@ -169,13 +171,16 @@ def test_a_slow_reward_model_hears_the_wish_to_stop_between_forwards(problems: M
         calls.append(1)
         stop.request()
 
-    model.register_forward_hook(slow)
+    policy = tiny_policy()
+    for one in (model, policy):
+        one.register_forward_hook(slow)
     rows = problems.comparisons(12)
     works: dict[str, Callable[[], Any]] = {
         "score": lambda: score_episodes(tiny_task(tiny_policy()), model, problems.episodes(), rows_at_once=3, check=stop.check),
         "normalize": trainer.start,
         "scores of questions": lambda: choices(model, rows, batch_size=3, check=stop.check),
         "probabilities": lambda: choice_probabilities(model, rows, batch_size=3, check=stop.check),
+        "implicit rewards": lambda: implicit_rewards(policy, tiny_policy(), rows, DPOConfig().objective, tokens=1, check=stop.check),
     }
     with pytest.raises(Stopped):
         works[work]()

@@ -223,8 +223,13 @@ def attend(
         return nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=scoring.dropout, is_causal=causal, scale=scoring.scaling
         )
-    if not causal:
-        return _attend_step_by_step(q, k, v, mask, scoring)
+    return attend_in_blocks(q, k, v, scoring) if causal else _attend_step_by_step(q, k, v, mask, scoring)
+
+
+def attend_in_blocks(
+    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H S D"], v: Float[Tensor, "B H S D"], scoring: Scoring
+) -> Float[Tensor, "B H Q D"]:
+    """Causal attention by plain products, a block of queries at a time."""
     parts: list[Tensor] = []
     for rows in q.split(BLOCK, dim=2):  # what lies above the diagonal is not computed
         seen = min(sum(part.shape[2] for part in parts) + rows.shape[2], k.shape[2])

@@ -245,7 +245,7 @@ def round_choices(context: Context, round: int, questions: Sequence[Comparison])
     if context.config.fits_reward:
         return choices(context.reward_model(round), questions, check=context.stop.check)
     policy = context.policy(context.path / f"rounds/{round}/policy")
-    return implicit_choices(policy, context.held_to(round, policy), questions, context.config.dpo.objective)
+    return implicit_choices(policy, context.held_to(round, policy), questions, context.config.dpo.objective, check=context.stop.check)
 
 
 def compared(context: Context) -> int:

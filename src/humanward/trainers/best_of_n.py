@@ -14,7 +14,7 @@ from humanward.models.policy import check_same_tokens
 from humanward.storage import derive_seed
 from humanward.trainers.responses import plain_task, prompt_ids, sampling_settings
 from humanward.trainers.rewards import Reward, models_of, moved
-from humanward.trainers.scoring import Episodes, score_episodes
+from humanward.trainers.scoring import Episodes, ranked, score_episodes
 
 PROMPTS_AT_ONCE = 64
 
@@ -75,7 +75,8 @@ def best_of_n(
         episodes = Episodes(ids, mask, samples.responses, samples.response_mask)
         scored = score_episodes(task, reward, episodes, check=check)
         for row, scores, responses, kept in zip(part, scored.scores, samples.responses, scored.scored_mask, strict=True):
-            best = scores.tolist().index(max(scores.tolist()))
+            order = ranked(scores).tolist()
+            best = order.index(max(order))
             tokens = tuple(responses[best][kept[best]].tolist())
             found.append(Best(row, tokens, task.decode(tokens), float(scores[best]), tuple(scores.tolist())))
     return found

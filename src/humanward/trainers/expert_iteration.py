@@ -14,7 +14,7 @@ from torch import Tensor
 
 from humanward.trainers.group import Groups, GroupSettings, WithoutRatio
 from humanward.trainers.rollout import Rollout
-from humanward.trainers.scoring import Scores
+from humanward.trainers.scoring import Scores, ranked
 
 
 class ExpertIterationConfig(GroupSettings):
@@ -46,7 +46,7 @@ class ExpertIteration(WithoutRatio):
 
     def worth(self, rollout: Rollout, scores: Scores) -> Float[Tensor, "B K"]:
         """1 for each response that is kept; among equals those that were drawn first."""
-        best = scores.scores.sort(dim=1, descending=True, stable=True).indices[:, : self.keep]
+        best = ranked(scores.scores).sort(dim=1, descending=True, stable=True).indices[:, : self.keep]
         return torch.zeros_like(scores.scores).scatter(1, best, 1.0)
 
     def loss(self, logprobs: Float[Tensor, "B K R"], part: Groups, whole: Groups) -> Float[Tensor, ""]:

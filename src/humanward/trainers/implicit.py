@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,8 +17,9 @@ from humanward.trainers.updates import micro_batches
 
 @torch.no_grad()
 def implicit_rewards(
-    policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective, *, tokens: int | None = None
-) -> list[list[float]]:
+    policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective, *, tokens: int | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[list[float]]:  # fmt: skip
     """Of each response of each question in units of beta: log(pi / rho), as the objective's divergence turns it into a reward.
 
     Dropout is off meanwhile.
@@ -29,11 +30,14 @@ def implicit_rewards(
         comparisons: questions; their labels are not read.
         objective: says how log-ratios become rewards.
         tokens: of a forward, at most; None: as many as are fast on the policy's device.
+        check: called before each forward; may raise to stop.
     """
     rewards: list[list[float]] = [[] for _ in comparisons]
     device = policy.device
     with evaluating(policy):
         for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, device):
+            if check is not None:
+                check()
             questions = collate([comparisons[row] for row in rows], policy.pad_id, device)
             said = Said(ask(policy, questions).logprobs, None if reference is None else ask(reference, questions).logprobs)
             for row, values in zip(rows, objective.scores(said, questions).tolist(), strict=True):
@@ -41,9 +45,12 @@ def implicit_rewards(
     return rewards
 
 
-def implicit_choices(policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective) -> list[int]:
+def implicit_choices(
+    policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective, *,
+    check: Callable[[], None] | None = None,
+) -> list[int]:  # fmt: skip
     """Which response of each question has the highest implicit reward."""
-    return [values.index(max(values)) for values in implicit_rewards(policy, reference, comparisons, objective)]
+    return [values.index(max(values)) for values in implicit_rewards(policy, reference, comparisons, objective, check=check)]
 
 
 def implicit_agreements(policy: Policy, reference: Policy | None, comparisons: Sequence[Comparison], objective: Objective) -> list[bool]:

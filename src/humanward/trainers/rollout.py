@@ -114,7 +114,9 @@ class RolloutSampler:
         values = torch.zeros_like(samples.logprobs) if samples.values is None else samples.values
         drawn = (samples.responses, samples.response_mask, samples.logprobs, values)
         responses, mask, logprobs, values = drawn if self.num_responses is not None else (x[:, 0] for x in drawn)
-        said = self.ask(self.reference, prompts[mine], prompt_mask[mine], responses, mask, want_states=reference_distributions)
+        said = self.ask(
+            self.reference, prompts[mine], prompt_mask[mine], responses, mask, want_states=reference_distributions, check=self.check
+        )  # fmt: skip
         parts = (gather_rows(self.accelerator, part) for part in (responses, mask, logprobs, values, said.logprobs))
         states = None if said.states is None else gather_rows(self.accelerator, said.states)
         return Rollout(
@@ -124,13 +126,19 @@ class RolloutSampler:
 
     @torch.no_grad()
     def ask(
-        self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, *, want_states: bool = False
-    ) -> ResponseOutputs:
-        """Log-probabilities of given responses, and the states that predict them where they are wanted."""
+        self, policy: Policy, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, *, want_states: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> ResponseOutputs:  # fmt: skip
+        """Log-probabilities of given responses, and the states that predict them where they are wanted.
+
+        careful: ``check`` may raise to stop before each forward; not to be given once a step has changed anything.
+        """
         logprobs = torch.zeros(responses.shape, device=responses.device)
         states = self.no_states(policy, responses) if want_states else None
         with evaluating(policy):
             for rows in self.micro_batches(prompt_mask, mask):
+                if check is not None:
+                    check()
                 outputs = policy(
                     prompts[rows], prompt_mask[rows], responses[rows], mask[rows], temperature=self.sampling.temperature,
                     suppressed=self.suppressed, want_states=want_states,

@@ -80,6 +80,11 @@ class Scores:
     """Of a weighted sum: what each of its terms gave, unweighted, wherever the response ended."""
 
 
+def ranked(scores: Float[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
+    """Scores to choose the best by: one that is no number is worse than all others, where torch would put it first."""
+    return scores.nan_to_num(nan=-torch.inf, posinf=torch.inf)
+
+
 def texts(task: Task, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> list[str]:
     """The text of each row's real tokens."""
     return [task.decode(row[keep].tolist()) for row, keep in zip(tokens, mask, strict=True)]
