@@ -33,7 +33,9 @@ from humanward.models import Policy, ValueNetwork, context_length, resolve
 from humanward.trainers import PPOConfig, PPOTrainer, respond
 
 MODEL, JUDGE = "asset:storyteller", "positive"
-EPISODES, BATCH, PROMPT, RESPONSE, TEMPERATURE = 512, 32, 16, 12, 0.7
+BATCH, PROMPT, RESPONSE, TEMPERATURE = 32, 16, 12, 0.7
+EPISODES = {"matched": 512, "default": 2048}
+"""At either side's default rate a model of this size needs thousands of episodes to move at all."""
 EVALUATION = 200
 MATCHED = {"lr": 2e-4, "kl_coef": 0.05}
 """What the matched runs have of their own; all else is the peer's default."""
@@ -60,12 +62,8 @@ def prompts_of(task: Task) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]
 def ours(setting: str, seed: int) -> tuple[list[dict[str, float]], Policy]:
     beside = setting == "matched"
     policy = Policy.load(MODEL, value_head=not beside)
-    config = PPOConfig(episodes=EPISODES, batch_size=BATCH)
-    if beside:
-        config = PPOConfig(
-            episodes=EPISODES, batch_size=BATCH, ppo_epochs=4, minibatches=1, lr=MATCHED["lr"], kl_coef=MATCHED["kl_coef"], kl_target=None,
-            adam_eps=1e-8, whiten_rewards=False,
-        )  # fmt: skip
+    peers = dict(ppo_epochs=4, minibatches=1, **MATCHED, kl_target=None, adam_eps=1e-8, whiten_rewards=False) if beside else {}
+    config = PPOConfig(episodes=EPISODES[setting], batch_size=BATCH, **peers)
     task = task_of(policy)
     trainer = PPOTrainer(
         policy, policy.frozen_copy(), load_score(JUDGE), prompts_of(task)[0], config, task=task, seed=seed,
@@ -105,7 +103,7 @@ def theirs(setting: str, seed: int) -> tuple[list[dict[str, float]], Policy]:
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     own = {"learning_rate": MATCHED["lr"], "kl_coef": MATCHED["kl_coef"]} if setting == "matched" else {}
     arguments = Config(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, total_episodes=EPISODES,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, total_episodes=EPISODES[setting],
         response_length=RESPONSE, temperature=TEMPERATURE, report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
         num_sample_generations=0, save_strategy="no", logging_strategy="no", disable_tqdm=True, eval_strategy="no", seed=seed,
         data_seed=seed, **own,
@@ -160,9 +158,8 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 ABOUT = (
     "Made by `python bench/sample_efficiency.py RUNS --write docs/sample_efficiency.md`: PPO on the embedded model, the sentiment judge as "
-    "the reward, {} episodes in batches of {}, seeds {}. `matched`: the losses, coefficients and epochs of the peer in both, at one rate; "
-    "`default`: each with its own settings, which move a model of this size little in so few episodes. Student's 95 % intervals over "
-    "seeds; differences seed by seed."
+    "the reward. `matched`, {} episodes: the losses, coefficients and epochs of the peer in both, at one rate. `default`, {} episodes: "
+    "each with its own settings. Batches of {}, seeds {}; Student's 95 % intervals over seeds; differences seed by seed."
 )
 
 
@@ -170,7 +167,7 @@ def table(found: dict[tuple[str, str, int], dict[str, Any]], settings: list[str]
     """A page: means over seeds with Student's intervals, and paired differences."""
     columns = {"all": "all episodes", "last": "last quarter", "fresh": "fresh prompts", "kl": "KL, last quarter"}
     lines = [
-        "# True score per episode beside TRL 1.12", "", ABOUT.format(EPISODES, BATCH, ", ".join(map(str, seeds))), "",
+        "# True score per episode beside TRL 1.12", "", ABOUT.format(*EPISODES.values(), BATCH, ", ".join(map(str, seeds))), "",
         "| settings | | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 2) + "|",
     ]  # fmt: skip
     for setting in settings:
