@@ -71,13 +71,25 @@ BOTH = ("ppo", "ppo_ragged")
 
 
 def measure(name: str, shape: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
-    row = make(name, shape, dtype, device)
-    found = harness.compare(row, steps=steps, dtype=DTYPES[dtype], device=device)
+    """A row: the times in one process, then the memory of either side in another, so that no two of them are ever held at once."""
+    command = [name, "--shapes", shape, "--dtypes", dtype, "--device", device]
+    found = json.loads(child(*command, "--steps", str(steps), "--part", "times"))
     head = page.machine(device) | {"row": name, "shape": shape, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
-    needs = {side: alone(name, shape, dtype, device, side, found["peer_micro_batch"]) for side in ("ours", "theirs")}
+    micro = str(found["peer_micro_batch"])
+    needs = {side: int(child(*command, "--part", side, "--micro-batch", micro)) for side in ("ours", "theirs")}
     return head | found | {
         "memory_mb": {side: round(size / 1e6) for side, size in needs.items()}, "memory_ratio": round(needs["ours"] / needs["theirs"], 2),
     }  # fmt: skip
+
+
+def part(args: argparse.Namespace) -> str:
+    """What ``measure`` asks of processes of their own."""
+    if args.part != "theirs":
+        keep_freed_memory()  # for both sides where they run in turn; the peer alone has what its user would have
+    row, dtype = make(args.row, args.shapes[0], args.dtypes[0], args.device), DTYPES[args.dtypes[0]]
+    if args.part == "times":
+        return json.dumps(harness.compare(row, steps=args.steps, dtype=dtype, device=args.device))
+    return str(harness.memory(row, args.part, args.micro_batch, args.device))
 
 
 def make(name: str, shape: str, dtype: str, device: str) -> harness.Row:
@@ -85,13 +97,13 @@ def make(name: str, shape: str, dtype: str, device: str) -> harness.Row:
     return sizes.get(shape, sizes["M"])(shape, DTYPES[dtype], device)
 
 
-def alone(name: str, shape: str, dtype: str, device: str, side: str, micro_batch: int) -> int:
-    """Bytes that one side needs, in a process of its own."""
-    command = [sys.executable, __file__.removesuffix("/__main__.py"), name, "--shapes", shape, "--dtypes", dtype, "--device", device]
-    done = subprocess.run([*command, "--alone", side, "--micro-batch", str(micro_batch)], capture_output=True, text=True, check=False)
+def child(*arguments: str) -> str:
+    """The last line that a part of a row prints."""
+    command = [sys.executable, __file__.removesuffix("/__main__.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{name}: {side} alone failed:\n{done.stderr}")
-    return int(done.stdout.split()[-1])
+        raise SystemExit(f"{' '.join(arguments)} failed with {done.returncode}:\n{done.stderr}")
+    return done.stdout.splitlines()[-1]
 
 
 def every_row(args: argparse.Namespace) -> None:
@@ -114,8 +126,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="measured ones of each side")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--write", type=Path, help="the page; what was measured lies beside it as .jsonl")
-    parser.add_argument("--alone", choices=["ours", "theirs"], help="print the bytes that one side needs")
-    parser.add_argument("--micro-batch", type=int, default=1)
+    parser.add_argument("--part", choices=["times", "ours", "theirs"], help="print the times, or the bytes that one side alone needs")
+    parser.add_argument("--micro-batch", type=int, default=1, help="of the peer where its bytes are asked for")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
@@ -127,10 +139,8 @@ def main() -> None:
     if args.row == "page":
         page.write(args.write)
         return
-    if args.alone != "theirs":
-        keep_freed_memory()  # for both sides where they run in turn; the peer alone has what its user would have
-    if args.alone is not None:
-        print(harness.memory(make(args.row, args.shapes[0], args.dtypes[0], args.device), args.alone, args.micro_batch, args.device))
+    if args.part is not None:
+        print(part(args))
         return
     for shape in args.shapes:
         for dtype in args.dtypes:
