@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 import torch
 from torch import Tensor, nn
 
-from humanward.models import attention, keep_freed_memory
+from humanward.models import keep_freed_memory
+from humanward.models.attention import by_products
 from humanward.models.precision import TYPES, matmul_rate
 
 WIDTH = 64
 """Of a head."""
-SCORING = attention.Scoring(None, 0.0, None, None)
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attention.attend_in_blocks(q, k, v, SCORING)
+    return by_products(q, k, v, None, causal=True)
 
 
 def shortest(ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]], inputs: list[Tensor], rounds: int) -> dict[str, list[float]]:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -112,11 +113,14 @@ def alone(model: PreTrainedModel, prompt: Tensor, prompt_mask: Tensor, response:
     return trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0, int(prompt_mask.sum()) :]
 
 
-@pytest.fixture(scope="module", params=["rows", "pieces"])
+@pytest.fixture(scope="module", params=["rows", "pieces", "pieces by products"])
 def layout(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both ways of attending, whichever would be the faster one."""
+    """All ways of attending, whichever would be the fastest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "in_rows", lambda prompts, responses: request.param == "rows")
+        if request.param == "pieces by products":
+            patch.setattr(attention, "_slow_when_fused", lambda *_: True)
+            patch.setattr(attention, "BLOCK", 3)
         yield request.param
 
 
@@ -408,18 +412,45 @@ def test_the_lm_head_of_a_reward_model_waits_for_no_gradient() -> None:
     assert [name for name, p in reward_model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize(("queries", "keys", "causal"), [(5, 5, True), (300, 300, True), (7, 20, False)])
-def test_attention_in_steps_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, causal: bool) -> None:
-    """Where the fused kernel is slow: in float64 the same to rounding, forward and backward, also over several blocks of rows."""
+@pytest.mark.parametrize("mask", ["causal", "seen", "added"])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (300, 300), (7, 20), (300, 310)])
+def test_attention_by_products_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, mask: str) -> None:
+    """Where the fused kernel is slow: in float64 the same to rounding, forward and backward, also over several blocks of queries."""
+    if mask == "causal" and queries != keys:
+        pytest.skip("causal attention has as many keys as queries")
     generator = torch.Generator().manual_seed(0)
-    sizes = [(2, 3, queries, 4), (2, 3, keys, 4), (2, 3, keys, 4)]
-    given = [torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_() for size in sizes]
-    mask = None if causal else torch.rand(2, 1, queries, keys, generator=generator) < 0.8
+    # Heads of a token side by side, as models make them.
+    sizes = [(2, queries, 3, 4), (2, keys, 3, 4), (2, keys, 3, 4)]
+    given = [torch.randn(size, generator=generator, dtype=torch.float64).transpose(1, 2).requires_grad_() for size in sizes]
+    masks = {
+        "causal": None,
+        "seen": torch.rand(2, 1, queries, keys, generator=generator) < 0.8,
+        "added": torch.randn(queries, keys, generator=generator, dtype=torch.float64),
+    }
     found = []
     for slow in (False, True):
-        monkeypatch.setattr(attention, "_slow_when_fused", lambda q, slow=slow: slow)
+        monkeypatch.setattr(attention, "_slow_when_fused", lambda *_, slow=slow: slow)
         query, key, value = given
-        out = attention.attend(query, key, value, mask, causal, attention.Scoring(None, 0.0, None, None))
+        out = attention.attend(query, key, value, masks[mask], mask == "causal", attention.Scoring(0.7, 0.0, None, None))
         found.append((out, *torch.autograd.grad(out.square().sum(), given)))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_attention_by_products_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the gradient is what the attention was given; and no matrix is larger than a block of queries over all keys."""
+    monkeypatch.setattr(attention, "BLOCK", 100)
+    given = [torch.randn(1, 600, 2, 8, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    kept: list[int] = []
+    made: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made.extend(x.numel() for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Tensor))
+            return out
+
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        attention.attend(*given, None, True, attention.Scoring(None, 0.0, None, None)).sum().backward()
+    assert max(kept) == 600 * 2 * 8
+    assert max(made) <= 2 * 100 * 600

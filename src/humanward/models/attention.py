@@ -7,6 +7,7 @@ without padding, and only the attention has to know which of them belong togethe
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -223,13 +224,10 @@ def attend(
         return nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=scoring.dropout, is_causal=causal, scale=scoring.scaling
         )
-    return attend_in_blocks(q, k, v, scoring) if causal else _attend_step_by_step(q, k, v, mask, scoring)
-
-
-def attend_in_blocks(
-    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H S D"], v: Float[Tensor, "B H S D"], scoring: Scoring
-) -> Float[Tensor, "B H Q D"]:
-    """Causal attention by plain products, a block of queries at a time."""
+    if scoring.softcap is None and scoring.dropout == 0:
+        return by_products(q, k, v, mask, causal, scoring.scaling)
+    if not causal:
+        return _attend_step_by_step(q, k, v, mask, scoring)
     parts: list[Tensor] = []
     for rows in q.split(BLOCK, dim=2):  # what lies above the diagonal is not computed
         seen = min(sum(part.shape[2] for part in parts) + rows.shape[2], k.shape[2])
@@ -239,12 +237,80 @@ def attend_in_blocks(
 
 
 BLOCK = 128
-"""Rows of a causal attention whose scores are held at once."""
+"""Queries whose scores are held at once."""
 
 
 def _slow_when_fused(q: Tensor) -> bool:
-    """PyTorch's fused attention has a backward pass for 16-bit numbers on CPUs that takes twice the time of plain products."""
+    """PyTorch's fused attention has a backward pass for 16-bit numbers on CPUs that takes up to five times as long as plain products.
+
+    ``bench/attention.py`` measures it.
+    """
     return q.device.type == "cpu" and q.element_size() == 2 and torch.is_grad_enabled() and q.requires_grad
+
+
+def by_products(
+    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H S D"], v: Float[Tensor, "B H S D"], mask: Tensor | None, causal: bool,
+    scaling: float | None = None,
+) -> Float[Tensor, "B H Q D"]:  # fmt: skip
+    """softmax(q k^T * scaling) v by plain matrix products, a block of queries at a time; a gradient computes the weights again.
+
+    ``mask`` is as in ``attend``; ``causal``: as many keys as queries, each sees those before it and itself.
+    """
+    return _ByProducts.apply(q, k, v, mask, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)  # pyright: ignore[reportReturnType]
+
+
+class _ByProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.causal, ctx.scaling = causal, scaling
+        heads, out = q.shape[:2], torch.empty_like(q)
+        queries, keys, values = (x.flatten(0, 1) for x in (q, k, v))
+        for rows in _blocks(q.shape[2]):
+            weights = _weights(queries, keys, mask, causal, scaling, rows, heads)
+            out[:, :, rows] = torch.bmm(weights, values[:, : weights.shape[2]]).unflatten(0, heads)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, mask = ctx.saved_tensors
+        heads, nothing = q.shape[:2], q.new_empty(())
+        queries, keys, values, grads = (x.contiguous().flatten(0, 1) for x in (q, k, v, out_grad))
+        q_grad = torch.empty_like(queries)
+        # Sums over blocks, so not in 16 bits.
+        k_grad, v_grad = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (keys, values))
+        for rows in _blocks(q.shape[2]):
+            weights, grad = _weights(queries, keys, mask, ctx.causal, ctx.scaling, rows, heads), grads[:, rows]
+            seen = slice(weights.shape[2])
+            v_grad[:, seen] += torch.bmm(weights.transpose(1, 2), grad)
+            scores_grad = torch.bmm(grad, values[:, seen].transpose(1, 2))
+            scores_grad = torch.ops.aten._softmax_backward_data(scores_grad, weights, -1, weights.dtype)
+            q_grad[:, rows] = torch.baddbmm(nothing, scores_grad, keys[:, seen], beta=0, alpha=ctx.scaling)
+            k_grad[:, seen] += torch.baddbmm(nothing, scores_grad.transpose(1, 2), queries[:, rows], beta=0, alpha=ctx.scaling)
+        return *(x.to(q.dtype).unflatten(0, heads) for x in (q_grad, k_grad, v_grad)), None, None, None
+
+
+def _blocks(queries: int) -> list[slice]:
+    """Of even size, none above ``BLOCK``."""
+    count = -(-queries // BLOCK)
+    return [slice(queries * i // count, queries * (i + 1) // count) for i in range(count)]
+
+
+def _weights(
+    queries: Float[Tensor, "G Q D"], keys: Float[Tensor, "G S D"], mask: Tensor | None, causal: bool, scaling: float, rows: slice,
+    heads: Sequence[int],
+) -> Float[Tensor, "G rows seen"]:  # fmt: skip
+    """Of some queries over the keys that they may see; G are the heads of all batch rows."""
+    seen = rows.stop if causal else keys.shape[1]
+    # beta = 0: the first matrix is not read.
+    scores = torch.baddbmm(queries.new_empty(()), queries[:, rows], keys[:, :seen].transpose(1, 2), beta=0, alpha=scaling)
+    if causal:
+        own = rows.stop - rows.start
+        scores[:, :, rows] += scores.new_full((own, own), float("-inf")).triu(1)
+    elif mask is not None:
+        part, full = mask[..., rows, :], scores.unflatten(0, heads)
+        full.masked_fill_(~part, float("-inf")) if part.dtype == torch.bool else full.add_(part)
+    return torch.softmax(scores, dim=-1)
 
 
 def _attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Float[Tensor, "B H Q D"]:
