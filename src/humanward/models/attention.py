@@ -256,7 +256,7 @@ def by_products(
 
     ``mask`` is as in ``attend``; ``causal``: as many keys as queries, each sees those before it and itself.
     """
-    return _ByProducts.apply(q, k, v, mask, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)  # pyright: ignore[reportReturnType]
+    return _ByProducts.apply(q, k, v, mask, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 class _ByProducts(torch.autograd.Function):
