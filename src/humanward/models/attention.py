@@ -241,7 +241,7 @@ BLOCK = 128
 
 
 def _slow_when_fused(q: Tensor) -> bool:
-    """PyTorch's fused attention has a backward pass for 16-bit numbers on CPUs that takes up to five times as long as plain products.
+    """PyTorch's fused attention has a backward pass for 16-bit numbers on CPUs that takes up to four times as long as plain products.
 
     ``bench/attention.py`` measures it.
     """
