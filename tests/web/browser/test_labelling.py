@@ -221,6 +221,32 @@ def test_skip_flag_and_comment_reach_the_researcher(desk: Any, make_questions: A
     desk.asked(page, "q1")  # the skip, not the comment
 
 
+def test_keys_after_a_sheet_go_where_they_are_meant(desk: Any, make_questions: Any) -> None:
+    """Pressed so fast that the browser has not yet told of the sheet's end."""
+    desk.store.add_questions(make_questions(4, "best_of_k"))
+    page = desk.page()
+    desk.asked(page, "q0")
+    at_once = """async (keys) => {
+      for (const key of keys) {
+        const init = { key, bubbles: true, cancelable: true, ...(/\\d/.test(key) && { code: `Digit${key}` }) };
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", init));
+        for (let i = 0; i < 5; i++) await null; // what was promised is done; no task of the browser comes between
+      }
+    }"""
+    page.evaluate(at_once, ["s", "Escape", "c"])
+    page.keyboard.type("his")
+    expect(page.locator("#comment")).to_have_value("his")
+    expect(page.locator("#comment")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.evaluate(at_once, ["s", "3", "Enter", "2", "Enter"])
+    desk.asked(page, "q2")
+    desk.labels(1)
+    desk.saved(page)
+    bodies = {(e.kind, e.question_id): e.body for e in desk.store.events()}
+    assert set(bodies) == {("comment", "q0"), ("skip", "q0"), ("label", "q1")}
+    assert bodies["skip", "q0"]["reason"] == "I do not know the subject or the language"
+
+
 def test_keys_are_shown_changed_kept_and_never_doubled(desk: Any, make_questions: Any) -> None:
     desk.store.add_questions(make_questions(3, "best_of_k"))
     page = desk.page()

@@ -70,7 +70,17 @@ export function reasonSheet(name) {
     sheet.querySelector(".reasons").append(label);
     return input;
   });
+  let settle = () => {}; // what open() promised
+  // A dialog tells of its end a task later; keys pressed by then would go to the question that is being skipped.
+  const close = (event, value) => {
+    event.preventDefault();
+    sheet.close(value);
+    settle();
+  };
+  sheet.addEventListener("close", () => sheet.open || settle()); // ended in any other way
+  sheet.querySelector("form").addEventListener("submit", (event) => close(event, "send"));
   sheet.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !event.isComposing) return close(event, "");
     if (event.target === words || event.ctrlKey || event.metaKey || event.altKey) {
       if (event.key !== "Enter") return;
     }
@@ -81,8 +91,8 @@ export function reasonSheet(name) {
       box.checked = true;
       box.focus();
     } else if (event.key === "Enter" && event.target.tagName === "INPUT") {
-      event.preventDefault();
-      if (!event.repeat) sheet.close("send");
+      if (event.repeat) event.preventDefault();
+      else close(event, "send");
     }
   });
   return () =>
@@ -90,14 +100,10 @@ export function reasonSheet(name) {
       words.value = "";
       boxes.forEach((box, i) => (box.checked = i === 0));
       sheet.returnValue = "";
-      sheet.addEventListener(
-        "close",
-        () => {
-          const parts = [boxes.find((box) => box.checked)?.value, words.value.trim()].filter(Boolean);
-          resolve(sheet.returnValue === "send" ? parts.join(": ") : null);
-        },
-        { once: true },
-      );
+      settle = () => {
+        const parts = [boxes.find((box) => box.checked)?.value, words.value.trim()].filter(Boolean);
+        resolve(sheet.returnValue === "send" ? parts.join(": ") : null);
+      };
       sheet.showModal();
       boxes[0].focus();
     });
