@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from humanward.models import keep_freed_memory
-from humanward.models.attention import by_products
+from humanward.models.blockwise import by_products
 from humanward.models.precision import TYPES, matmul_rate
 
 WIDTH = 64

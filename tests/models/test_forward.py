@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from humanward.data import left_pad, right_pad
-from humanward.models import Policy, RewardModel, attention, context_length, forward, packs_exactly, response_states
+from humanward.models import Policy, RewardModel, attention, blockwise, context_length, forward, packs_exactly, response_states
 from humanward.models.loading import trunk_of
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 
@@ -119,8 +119,9 @@ def layout(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "in_rows", lambda prompts, responses: request.param == "rows")
         if request.param == "pieces by products":
-            patch.setattr(attention, "_slow_when_fused", lambda *_: True)
+            patch.setattr(attention, "products_are_faster", lambda *_: True)
             patch.setattr(attention, "BLOCK", 3)
+            patch.setattr(blockwise, "BLOCK", 3)
         yield request.param
 
 
@@ -415,7 +416,7 @@ def test_the_lm_head_of_a_reward_model_waits_for_no_gradient() -> None:
 @pytest.mark.parametrize("mask", ["causal", "seen", "added"])
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (300, 300), (7, 20), (300, 310)])
 def test_attention_by_products_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, mask: str) -> None:
-    """Where the fused kernel is slow: in float64 the same to rounding, forward and backward, also over several blocks of queries."""
+    """In float64 the same to rounding, forward and backward, also over several blocks of queries."""
     if mask == "causal" and queries != keys:
         pytest.skip("causal attention has as many keys as queries")
     generator = torch.Generator().manual_seed(0)
@@ -428,8 +429,8 @@ def test_attention_by_products_is_the_fused_one(monkeypatch: pytest.MonkeyPatch,
         "added": torch.randn(queries, keys, generator=generator, dtype=torch.float64),
     }
     found = []
-    for slow in (False, True):
-        monkeypatch.setattr(attention, "_slow_when_fused", lambda *_, slow=slow: slow)
+    for products in (False, True):
+        monkeypatch.setattr(attention, "products_are_faster", lambda *_, products=products: products)
         query, key, value = given
         out = attention.attend(query, key, value, masks[mask], mask == "causal", attention.Scoring(0.7, 0.0, None, None))
         found.append((out, *torch.autograd.grad(out.square().sum(), given)))
@@ -437,9 +438,44 @@ def test_attention_by_products_is_the_fused_one(monkeypatch: pytest.MonkeyPatch,
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
+def test_a_small_mask_speaks_of_the_last_queries_and_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, 2, 500, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    own = torch.ones(200, 200, dtype=torch.bool).tril()
+    own[120:, :120] = False  # two responses to a prompt of 300
+    full = torch.ones(500, 500, dtype=torch.bool).tril()
+    full[300:, 300:] = own
+    added = torch.zeros(200, 200, dtype=torch.float64).masked_fill_(~own, -math.inf)
+    expected = torch.nn.functional.scaled_dot_product_attention(*given, attn_mask=full)
+    for mask in (own, added):
+        out = blockwise.by_products(*given, mask, causal=True)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-11)
+        for one, other in zip(*(torch.autograd.grad(x.square().sum(), given, retain_graph=True) for x in (out, expected)), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [None, 400, 650])
+def test_long_questions_on_a_cpu_attend_by_products(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """In float32, as every model has it; a question of a single response, of two, and one that is short."""
+    prompts = torch.ones(1, 600, dtype=torch.bool)
+    for responses in ([[90]], [[50, 70]], [[3, 0]]):
+        lengths = torch.tensor(responses)
+        packing = attention.Packing(prompts, torch.arange(int(lengths.max())) < lengths[..., None])
+        tokens = int(packing.real.numel())
+        generator = torch.Generator().manual_seed(0)
+        given = [torch.randn(1, tokens, 2, 8, generator=generator).transpose(1, 2).requires_grad_() for _ in range(3)]
+        found = []
+        for long in (1, tokens + 1):
+            monkeypatch.setattr(attention, "LONG", long)
+            out = packing.layout.attend(*given, attention.Scoring(None, 0.0, None, window))
+            found.append((out, *torch.autograd.grad(out.square().sum(), given)))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_attention_by_products_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for the gradient is what the attention was given; and no matrix is larger than a block of queries over all keys."""
-    monkeypatch.setattr(attention, "BLOCK", 100)
+    monkeypatch.setattr(blockwise, "BLOCK", 100)
     given = [torch.randn(1, 600, 2, 8, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
     kept: list[int] = []
     made: list[int] = []

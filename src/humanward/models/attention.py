@@ -7,7 +7,6 @@ without padding, and only the attention has to know which of them belong togethe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +16,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from humanward.models.blockwise import BLOCK, by_products
+
 NAME = "humanward"
 SHORT = 256
 """Tokens of a question below which, on a CPU, one kernel call for many even rows is faster than a call for each question."""
+LONG = 320
+"""Queries from which, on a CPU, plain products are faster than the fused kernel in 32 bits."""
 
 
 class Scoring(NamedTuple):
@@ -30,6 +33,11 @@ class Scoring(NamedTuple):
     softcap: float | None
     window: int | None
     """A token sees so many, itself included; None: all before it."""
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but a softmax."""
+        return self.softcap is None and self.dropout == 0
 
 
 class Packing:
@@ -153,41 +161,56 @@ class Pieces:
         self.totals = [prompt + sum(each) for prompt, each in zip(prompts, responses, strict=True)]
         self.causal = self.totals if len(responses[0]) == 1 else prompts
         """Tokens that lead each question and attend to all before them."""
-        self.sizes = [size for total, lead in zip(self.totals, self.causal, strict=True) for size in (lead, total - lead)]
-        self._masks: dict[int | None, list[tuple[Tensor | None, Tensor | None]]] = {}
+        self._masks: dict[tuple[int | None, torch.dtype], list[Tensor | None]] = {}
 
     def attend(
         self, query: Float[Tensor, "1 H N D"], key: Float[Tensor, "1 H N D"], value: Float[Tensor, "1 H N D"], scoring: Scoring
     ) -> Float[Tensor, "1 N H D"]:
-        queries = iter(query.split(self.sizes, dim=2))
-        keys, values = (x.split(self.totals, dim=2) for x in (key, value))
+        of_questions = zip(*(x.split(self.totals, dim=2) for x in (query, key, value)), strict=True)
         parts: list[Tensor] = []
-        for k, v, lead, masks in zip(keys, values, self.causal, self.masks(scoring.window), strict=True):
-            first, rest = next(queries), next(queries)
-            if lead:
-                parts.append(attend(first, k[:, :, :lead], v[:, :, :lead], masks[0], masks[0] is None, scoring))
-            if rest.shape[2]:
-                parts.append(attend(rest, k, v, masks[1], False, scoring))
+        for (q, k, v), lead, mask in zip(of_questions, self.causal, self.masks(scoring.window, query.dtype), strict=True):
+            parts += self._question(q, k, v, lead, mask, scoring)
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
 
-    def masks(self, window: int | None) -> list[tuple[Tensor | None, Tensor | None]]:
-        """For each question what its first tokens see, None: all before and themselves, and what the rest sees. Made once."""
-        if window not in self._masks:
-            begins = [0, *itertools.accumulate(self.totals)]
-            self._masks[window] = [self._seen(number, begin, window) for number, begin in enumerate(begins[:-1])]
-        return self._masks[window]
+    @staticmethod
+    def _question(q: Tensor, k: Tensor, v: Tensor, lead: int, mask: Tensor | None, scoring: Scoring) -> list[Float[Tensor, "1 H Q D"]]:
+        total = q.shape[2]
+        whole = mask is not None and mask.shape[0] == total
+        if scoring.plain and products_are_faster(q):
+            return [by_products(q, k, v, mask if mask is None or whole else mask[:, lead:], causal=True, scaling=scoring.scaling)]
+        first, rest = q.split([lead, total - lead], dim=2)
+        parts: list[Tensor] = []
+        if lead:
+            own = mask[:lead, :lead] if mask is not None and whole else None
+            parts.append(attend(first, k[:, :, :lead], v[:, :, :lead], own, own is None, scoring))
+        if lead < total and mask is not None:
+            parts.append(attend(rest, k, v, mask[lead - total :], False, scoring))
+        return parts
 
-    def _seen(self, number: int, begin: int, window: int | None) -> tuple[Tensor | None, Tensor | None]:
+    def masks(self, window: int | None, dtype: torch.dtype) -> list[Tensor | None]:
+        """What the tokens of each question see, made once for all layers; None: all before them and themselves.
+
+        Where a window hides some, [T, T] of bools; otherwise, of the tokens behind the leading ones, [T - lead, T] to add to their scores.
+        """
+        if (window, dtype) not in self._masks:
+            begins = [0, *itertools.accumulate(self.totals)]
+            self._masks[window, dtype] = [self._mask(number, begin, window, dtype) for number, begin in enumerate(begins[:-1])]
+        return self._masks[window, dtype]
+
+    def _mask(self, number: int, begin: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
         total, lead = self.totals[number], self.causal[number]
-        if lead == total and (window is None or window >= total):
-            return None, None
+        reach = total if window is None else window
+        if lead == total and reach >= total:
+            return None
         positions = self.positions[begin : begin + total]
         behind = positions[:, None] - positions
-        seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        seen = (behind >= 0) & (behind < reach)
         sizes = [lead, *([] if lead == total else self.responses[number])]
         owner = torch.arange(len(sizes), device=positions.device).repeat_interleave(torch.tensor(sizes, device=positions.device))
         seen = seen & ((owner == 0) | (owner == owner[:, None]))
-        return (None if window is None or window >= lead else seen[:lead, :lead]), seen[lead:]
+        if reach < total:
+            return seen
+        return torch.zeros(total - lead, total, dtype=dtype, device=positions.device).masked_fill_(~seen[lead:], float("-inf"))
 
 
 def attention(
@@ -220,12 +243,12 @@ def attend(
     scoring: Scoring,
 ) -> Float[Tensor, "B H Q D"]:  # fmt: skip
     """softmax(cap(q k^T * scaling)) v, where cap(s) = softcap * tanh(s / softcap). ``mask``: True = seen, or added to the scores."""
-    if scoring.softcap is None and not _slow_when_fused(q):
+    if scoring.plain and products_are_faster(q):
+        return by_products(q, k, v, mask, causal, scoring.scaling)
+    if scoring.softcap is None:
         return nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=scoring.dropout, is_causal=causal, scale=scoring.scaling
         )
-    if scoring.softcap is None and scoring.dropout == 0:
-        return by_products(q, k, v, mask, causal, scoring.scaling)
     if not causal:
         return _attend_step_by_step(q, k, v, mask, scoring)
     parts: list[Tensor] = []
@@ -236,81 +259,11 @@ def attend(
     return torch.cat(parts, dim=2)
 
 
-BLOCK = 128
-"""Queries whose scores are held at once."""
-
-
-def _slow_when_fused(q: Tensor) -> bool:
-    """PyTorch's fused attention has a backward pass for 16-bit numbers on CPUs that takes up to four times as long as plain products.
-
-    ``bench/attention.py`` measures it.
-    """
-    return q.device.type == "cpu" and q.element_size() == 2 and torch.is_grad_enabled() and q.requires_grad
-
-
-def by_products(
-    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H S D"], v: Float[Tensor, "B H S D"], mask: Tensor | None, causal: bool,
-    scaling: float | None = None,
-) -> Float[Tensor, "B H Q D"]:  # fmt: skip
-    """softmax(q k^T * scaling) v by plain matrix products, a block of queries at a time; a gradient computes the weights again.
-
-    ``mask`` is as in ``attend``; ``causal``: as many keys as queries, each sees those before it and itself.
-    """
-    return _ByProducts.apply(q, k, v, mask, causal, q.shape[-1] ** -0.5 if scaling is None else scaling)
-
-
-class _ByProducts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, mask)
-        ctx.causal, ctx.scaling = causal, scaling
-        heads, out = q.shape[:2], torch.empty_like(q)
-        queries, keys, values = (x.flatten(0, 1) for x in (q, k, v))
-        for rows in _blocks(q.shape[2]):
-            weights = _weights(queries, keys, mask, causal, scaling, rows, heads)
-            out[:, :, rows] = torch.bmm(weights, values[:, : weights.shape[2]]).unflatten(0, heads)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, mask = ctx.saved_tensors
-        heads, nothing = q.shape[:2], q.new_empty(())
-        queries, keys, values, grads = (x.contiguous().flatten(0, 1) for x in (q, k, v, out_grad))
-        q_grad = torch.empty_like(queries)
-        # Sums over blocks, so not in 16 bits.
-        k_grad, v_grad = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (keys, values))
-        for rows in _blocks(q.shape[2]):
-            weights, grad = _weights(queries, keys, mask, ctx.causal, ctx.scaling, rows, heads), grads[:, rows]
-            seen = slice(weights.shape[2])
-            v_grad[:, seen] += torch.bmm(weights.transpose(1, 2), grad)
-            scores_grad = torch.bmm(grad, values[:, seen].transpose(1, 2))
-            scores_grad = torch.ops.aten._softmax_backward_data(scores_grad, weights, -1, weights.dtype)
-            q_grad[:, rows] = torch.baddbmm(nothing, scores_grad, keys[:, seen], beta=0, alpha=ctx.scaling)
-            k_grad[:, seen] += torch.baddbmm(nothing, scores_grad.transpose(1, 2), queries[:, rows], beta=0, alpha=ctx.scaling)
-        return *(x.to(q.dtype).unflatten(0, heads) for x in (q_grad, k_grad, v_grad)), None, None, None
-
-
-def _blocks(queries: int) -> list[slice]:
-    """Of even size, none above ``BLOCK``."""
-    count = -(-queries // BLOCK)
-    return [slice(queries * i // count, queries * (i + 1) // count) for i in range(count)]
-
-
-def _weights(
-    queries: Float[Tensor, "G Q D"], keys: Float[Tensor, "G S D"], mask: Tensor | None, causal: bool, scaling: float, rows: slice,
-    heads: Sequence[int],
-) -> Float[Tensor, "G rows seen"]:  # fmt: skip
-    """Of some queries over the keys that they may see; G are the heads of all batch rows."""
-    seen = rows.stop if causal else keys.shape[1]
-    # beta = 0: the first matrix is not read.
-    scores = torch.baddbmm(queries.new_empty(()), queries[:, rows], keys[:, :seen].transpose(1, 2), beta=0, alpha=scaling)
-    if causal:
-        own = rows.stop - rows.start
-        scores[:, :, rows] += scores.new_full((own, own), float("-inf")).triu(1)
-    elif mask is not None:
-        part, full = mask[..., rows, :], scores.unflatten(0, heads)
-        full.masked_fill_(~part, float("-inf")) if part.dtype == torch.bool else full.add_(part)
-    return torch.softmax(scores, dim=-1)
+def products_are_faster(q: Float[Tensor, "B H Q D"]) -> bool:
+    """Than PyTorch's fused attention on CPUs, above all than its gradient in 16 bits: ``bench/attention.py`` measures them."""
+    if q.device.type != "cpu":
+        return False
+    return torch.is_grad_enabled() and q.requires_grad if q.element_size() == 2 else q.shape[2] >= LONG
 
 
 def _attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Float[Tensor, "B H Q D"]:
