@@ -71,13 +71,14 @@ BOTH = ("ppo", "ppo_ragged")
 
 
 def measure(name: str, shape: str, dtype: str, device: str, steps: int) -> dict[str, Any]:
-    """A row: the times in one process, then the memory of either side in another, so that no two of them are ever held at once."""
+    """A row: the times in one process, then our profile and the memory of either side in others, so that little is held at once."""
     command = [name, "--shapes", shape, "--dtypes", dtype, "--device", device]
     found = json.loads(child(*command, "--steps", str(steps), "--part", "times"))
     head = page.machine(device) | {"row": name, "shape": shape, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
     micro = str(found["peer_micro_batch"])
     needs = {side: int(child(*command, "--part", side, "--micro-batch", micro)) for side in ("ours", "theirs")}
     return head | found | {
+        "profile": json.loads(child(*command, "--part", "profile")),
         "memory_mb": {side: round(size / 1e6) for side, size in needs.items()}, "memory_ratio": round(needs["ours"] / needs["theirs"], 2),
     }  # fmt: skip
 
@@ -89,6 +90,8 @@ def part(args: argparse.Namespace) -> str:
     row, dtype = make(args.row, args.shapes[0], args.dtypes[0], args.device), DTYPES[args.dtypes[0]]
     if args.part == "times":
         return json.dumps(harness.compare(row, steps=args.steps, dtype=dtype, device=args.device))
+    if args.part == "profile":
+        return json.dumps(harness.profile(row, args.device))
     return str(harness.memory(row, args.part, args.micro_batch, args.device))
 
 
@@ -126,7 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="measured ones of each side")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--write", type=Path, help="the page; what was measured lies beside it as .jsonl")
-    parser.add_argument("--part", choices=["times", "ours", "theirs"], help="print the times, or the bytes that one side alone needs")
+    parser.add_argument("--part", choices=["times", "profile", "ours", "theirs"], help="print it: the last two are bytes of one side alone")
     parser.add_argument("--micro-batch", type=int, default=1, help="of the peer where its bytes are asked for")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
