@@ -465,8 +465,8 @@ def test_long_questions_on_a_cpu_attend_by_products(monkeypatch: pytest.MonkeyPa
         generator = torch.Generator().manual_seed(0)
         given = [torch.randn(1, tokens, 2, 8, generator=generator).transpose(1, 2).requires_grad_() for _ in range(3)]
         found = []
-        for long in (1, tokens + 1):
-            monkeypatch.setattr(attention, "LONG", long)
+        for lengths_by_products in (range(tokens + 1), range(0)):
+            monkeypatch.setattr(attention, "BY_PRODUCTS", lengths_by_products)
             out = packing.layout.attend(*given, attention.Scoring(None, 0.0, None, window))
             found.append((out, *torch.autograd.grad(out.square().sum(), given)))
         for one, other in zip(*found, strict=True):

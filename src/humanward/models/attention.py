@@ -21,8 +21,8 @@ from humanward.models.blockwise import BLOCK, by_products
 NAME = "humanward"
 SHORT = 256
 """Tokens of a question below which, on a CPU, one kernel call for many even rows is faster than a call for each question."""
-LONG = 320
-"""Queries from which, on a CPU, plain products are faster than the fused kernel in 32 bits."""
+BY_PRODUCTS = range(320, 1025)
+"""Queries for which, on a CPU in 32 bits, plain products are faster than the fused kernel, which works in larger blocks from 768 on."""
 
 
 class Scoring(NamedTuple):
@@ -263,7 +263,7 @@ def products_are_faster(q: Float[Tensor, "B H Q D"]) -> bool:
     """Than PyTorch's fused attention on CPUs, above all than its gradient in 16 bits: ``bench/attention.py`` measures them."""
     if q.device.type != "cpu":
         return False
-    return torch.is_grad_enabled() and q.requires_grad if q.element_size() == 2 else q.shape[2] >= LONG
+    return torch.is_grad_enabled() and q.requires_grad if q.element_size() == 2 else q.shape[2] in BY_PRODUCTS
 
 
 def _attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Float[Tensor, "B H Q D"]:
