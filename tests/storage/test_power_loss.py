@@ -79,6 +79,29 @@ def test_an_output_that_is_being_replaced_is_the_old_or_the_new_one(
             assert verify_folder(tmp_path / f"run-{end}-{seed}/policy") is None
 
 
+def test_what_a_done_stage_left_to_remove_is_removed_by_the_next_start(
+    bench: ModuleType, writer: ModuleType, recorded: tuple[Path, list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power is lost while the policy before the last is being removed: no stage will write there again."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    run, operations = recorded
+    undisturbed = _learned(bench.read_tree(run))
+    first = max(
+        number for number, operation in enumerate(operations) if operation.call in ("exchange", "rename") and "policy" in operation.other
+    )
+    leftovers = 0
+    for end in range(first + 2, len(operations)):
+        disk = bench.Disk(run)
+        for operation in operations[:end]:
+            disk.do(operation)
+        left = disk.lose_power(random.Random(end))
+        leftovers += any(name.startswith("policy.") for name in left)
+        bench.write_tree(left, tmp_path / f"run-{end}")
+        writer.stages(tmp_path / f"run-{end}")
+        assert _learned(bench.read_tree(tmp_path / f"run-{end}")) == undisturbed
+    assert leftovers > 0
+
+
 def test_without_fsync_power_loss_takes_what_was_saved(bench: ModuleType, recorded: tuple[Path, list[Any]], tmp_path: Path) -> None:
     run, operations = recorded
     lots = random.Random(0)

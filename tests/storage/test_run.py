@@ -145,9 +145,12 @@ with RunFolder(sys.argv[1]).lock():
             pass
         assert str(caught.value).startswith(f"{run.path}: another process works in this folder (process {holder.pid} on ")
         holder.kill()
-    (run.path / ".state.json.tmp-1").touch()
+    left = [run.path / name for name in (".state.json.tmp-1", "policy.tmp-1", "rounds/2/reward.tmp-1")]
+    left[0].touch()
+    left[1].mkdir()  # the policy that was replaced: its stage is done, so that nobody will write there again
+    left[2].mkdir(parents=True)
     with run.lock():  # the lock died with its process
-        assert not (run.path / ".state.json.tmp-1").exists()
+        assert not [path for path in left if path.exists()]
         with pytest.raises(UserError, match="another process works"), RunFolder(run.path).lock():
             pass
     with run.lock():

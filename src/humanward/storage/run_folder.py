@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UserError
 from .checkpoints import Checkpoints
 from .files import make_folder, read_json, write_json
+from .folders import discard_leftovers
 from .log import MetricsLog
 
 _PACKAGES = ("humanward", "torch", "transformers", "accelerate", "safetensors", "numpy", "pydantic", "sqlalchemy")
@@ -78,12 +79,18 @@ class RunFolder:
                 owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "unknown"
                 raise UserError(f"{self.path}: another process works in this folder ({owner}); stop it or choose another folder") from None
             os.ftruncate(descriptor, 0)
-            for leftover in self.path.glob(".*.tmp-*"):
-                leftover.unlink(missing_ok=True)
+            self._discard_leftovers()
             os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
             yield
         finally:
             os.close(descriptor)
+
+    def _discard_leftovers(self) -> None:
+        """What writers who died have left beside state.json and beside the outputs of stages that are done."""
+        for leftover in self.path.glob(".*.tmp-*"):
+            leftover.unlink(missing_ok=True)
+        for folder in (self.path, *self.path.glob("*"), *self.path.glob("rounds/*")):
+            discard_leftovers(folder)
 
     def record_environment(self, seed: int, threads: int | None = None) -> list[str]:
         """Write environment.json on the first start; later say on stderr, and return, what has changed since.
