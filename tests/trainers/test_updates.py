@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from humanward.errors import RunError
-from humanward.trainers import label_losses, ppo, questions, rollout, sft
+from humanward.trainers import label_losses, ppo, questions, rollout, sft, updates
 from humanward.trainers.guards import TrainingError
 from humanward.trainers.objective import Objective
-from humanward.trainers.updates import Updater, load_weights, weights
+from humanward.trainers.updates import Updater, load_weights, micro_batches, weights
 
 TRAINERS = ["sft", "reward", "ppo", "dpo", "value network", "everything"]
 
@@ -35,6 +35,16 @@ def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str,
     """All at once = one by one = a few at a time, of ragged rows."""
     make = problems.MAKERS[name]
     assert difference(problems.trained(make()), problems.trained(make(micro_batch_tokens=size))) < 1e-6
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(32, 1536), (320, 1536), (768, 640), (4096, 512)])
+def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, tokens: int
+) -> None:
+    model = problems.MAKERS["dpo"]().policy
+    monkeypatch.setattr(updates, "hidden_size", lambda _: width)
+    assert len(micro_batches([128] * 12, None, model)[0]) * 128 == tokens
+    assert micro_batches([128] * 2, 100, model) == [[0], [1]]
 
 
 @pytest.mark.parametrize("name", TRAINERS)

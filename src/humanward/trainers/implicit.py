@@ -35,7 +35,7 @@ def implicit_rewards(
     rewards: list[list[float]] = [[] for _ in comparisons]
     device = policy.device
     with evaluating(policy):
-        for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, device):
+        for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, policy):
             if check is not None:
                 check()
             questions = collate([comparisons[row] for row in rows], policy.pad_id, device)

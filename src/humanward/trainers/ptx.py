@@ -48,7 +48,7 @@ class PretrainingMix:
         order = index_order(derive_seed(self.seed, "ptx"), update * count, count, len(self.rows))
         self.tokens = sum(len(self.rows[i].response) for i in order)
         own = [self.rows[i] for i in order[my_rows(self.accelerator, count)]]
-        forwards = micro_batches([len(row.response) for row in own], micro_batch_tokens, self.accelerator.device)
+        forwards = micro_batches([len(row.response) for row in own], micro_batch_tokens, self.policy)
         return [[own[i] for i in forward] for forward in forwards]
 
     def loss(self, module: nn.Module, part: list[Demonstration]) -> Tensor:

@@ -114,7 +114,7 @@ def _ask_all(model: Policy, comparisons: Sequence[Comparison], accelerator: Acce
     ends = _ends(comparisons)
     own = range(accelerator.process_index, len(comparisons), accelerator.num_processes)
     said = torch.zeros(ends[-1], dtype=torch.promote_types(model.head.weight.dtype, torch.float32), device=device)
-    for places in micro_batches([tokens_of(comparisons[row]) for row in own], tokens, device):
+    for places in micro_batches([tokens_of(comparisons[row]) for row in own], tokens, model):
         rows = [own[place] for place in places]
         questions = collate([comparisons[row] for row in rows], model.pad_id, device)
         flat = ask(model, questions).logprobs[questions.response_mask]

@@ -46,7 +46,7 @@ class RewardConfig(Config):
     """Questions per update, over all processes."""
     micro_batch_tokens: PositiveInt | None = None
     """Tokens per forward, in whole questions, like lengths together. Changes memory and speed, never the result.
-    null: 1536 on a CPU, 16384 on a GPU."""
+    null: 512 to 1536 on a CPU, fewer for wider models; 16384 on a GPU."""
     epochs: PositiveInt = 1
     """Passes over the labels. One, against overfitting (2019)."""
     adam_eps: PositiveFloat = 1e-5
@@ -164,7 +164,7 @@ class RewardTrainer(Trainer):
             correct.append((right_choices(scores, questions) & real).sum())
             return (self.label_loss(scores, questions.target) * weight).sum() / total_weight
 
-        micro = micro_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens, self.accelerator.device)
+        micro = micro_batches([tokens_of(comparison) for comparison, _ in own], c.micro_batch_tokens, self.reward_model)
         metrics = self.updater.update(
             [[own[i] for i in rows] for rows in micro], loss, what="reward model",
             batch=lambda: collate([comparison for comparison, _ in own], self.reward_model.pad_id, self.accelerator.device).tensors(),
@@ -250,10 +250,10 @@ def label_moments(comparisons: Sequence[Comparison]) -> tuple[float, float] | No
 
 
 def question_batches(
-    comparisons: Sequence[Comparison], batch_size: int, device: torch.device, check: Callable[[], None] | None
+    model: RewardModel | RewardEnsemble, comparisons: Sequence[Comparison], batch_size: int, check: Callable[[], None] | None
 ) -> Iterator[list[int]]:
     """Questions that share a forward: of like length, ``batch_size`` at most, and as many tokens as are fast there."""
-    for batch in micro_batches([tokens_of(c) for c in comparisons], None, device):
+    for batch in micro_batches([tokens_of(c) for c in comparisons], None, model):
         for start in range(0, len(batch), batch_size):
             if check is not None:
                 check()
@@ -267,7 +267,7 @@ def scores_of(
     """The scores of each question's responses; ``check`` is called before each forward and may raise to stop."""
     model.eval()
     scores: list[list[float]] = [[] for _ in comparisons]
-    for rows in question_batches(comparisons, batch_size, model.device, check):
+    for rows in question_batches(model, comparisons, batch_size, check):
         q = collate([comparisons[i] for i in rows], model.pad_id, model.device)
         found = model(q.prompts, q.prompt_mask, q.responses, q.response_mask).tolist()
         for row, values in zip(rows, found, strict=True):

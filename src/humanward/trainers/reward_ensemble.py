@@ -165,7 +165,7 @@ def choice_probabilities(
     model.eval()
     members = members_of(model)
     found = np.zeros((len(members), len(comparisons), len(comparisons[0].responses) if comparisons else 0))
-    for rows in question_batches(comparisons, batch_size, model.device, check):
+    for rows in question_batches(model, comparisons, batch_size, check):
         q = collate([comparisons[i] for i in rows], model.pad_id, model.device)
         for number, member in enumerate(members):
             scores = member.choice_scale * member(q.prompts, q.prompt_mask, q.responses, q.response_mask)

@@ -184,10 +184,7 @@ class RolloutSampler:
     def micro_batches(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B *K R"]) -> list[Int[Tensor, " rows"]]:
         """Prompts that share a forward, with all their responses."""
         lengths = (prompt_mask.sum(1) + response_mask.flatten(1).sum(1)).tolist()
-        return [
-            torch.tensor(rows, device=prompt_mask.device)
-            for rows in micro_batches(lengths, self.micro_batch_tokens, self.accelerator.device)
-        ]
+        return [torch.tensor(rows, device=prompt_mask.device) for rows in micro_batches(lengths, self.micro_batch_tokens, self.policy)]
 
     def prepared(self, reward: Reward) -> Reward:
         """The same reward, its models on this process's device.

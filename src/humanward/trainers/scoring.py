@@ -109,7 +109,7 @@ def model_scores(
     prompts_at_once = max(1, rows_at_once // responses.shape[1])
     scores: list[Tensor] = []
     order: list[int] = []
-    for batch in micro_batches(lengths, tokens_at_once, responses.device):
+    for batch in micro_batches(lengths, tokens_at_once, reward):
         for rows in (batch[start : start + prompts_at_once] for start in range(0, len(batch), prompts_at_once)):
             if check is not None:
                 check()

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from humanward.data.batches import token_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.schedules import cosine, linear_to_zero, warmup_share
+from humanward.models import Policy, RewardEnsemble, RewardModel
+from humanward.models.policy import hidden_size
 from humanward.trainers.guards import BAD_UPDATES, TrainingError
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -218,11 +220,16 @@ class Updater:
         return self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
 
 
-def micro_batches(lengths: Sequence[int], tokens: int | None, device: torch.device) -> list[list[int]]:
-    """Rows that share a forward, of at most ``tokens`` together; None: as many as are fast there. A CPU wants temporaries that stay near
-    its caches, a GPU long kernels.
+def micro_batches(lengths: Sequence[int], tokens: int | None, model: Policy | RewardModel | RewardEnsemble) -> list[list[int]]:
+    """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device."""
+    return token_batches(lengths, tokens or _fast_tokens(hidden_size(model.model), model.device))
+
+
+def _fast_tokens(width: int, device: torch.device) -> int:
+    """A GPU wants long kernels. A CPU wants temporaries that stay near its caches, so that a wide model takes fewer tokens; but not so
+    few that adding up gradients costs more than computing them.
     """
-    return token_batches(lengths, tokens or (1536 if device.type == "cpu" else 16384))
+    return max(512, min(1536, 1536 * 320 // width)) if device.type == "cpu" else 16384
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
