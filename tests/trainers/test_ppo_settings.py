@@ -14,12 +14,13 @@ from torch import Tensor
 
 from humanward.data import Task, TaskConfig
 from humanward.errors import UserError
-from humanward.maths import adapted_kl_coef, add_at_last_token, gae, kl_estimate, whiten
+from humanward.maths import adapted_kl_coef, add_at_last_token, gae, kl_estimate, masked_mean, whiten
 from humanward.models import Policy
 from humanward.storage import Checkpoints
 from humanward.trainers import PPOConfig, PPOTrainer, Surroundings, train
 from humanward.trainers import ppo as ppo_room
 from humanward.trainers.moving_reference import MovingReference
+from humanward.trainers.ppo_objective import policy_loss
 from humanward.trainers.scoring import Episodes, score_episodes
 from humanward.trainers.selftest import END, tiny_policy, tiny_task
 
@@ -330,6 +331,34 @@ def test_the_value_network_has_a_learning_rate_of_its_own() -> None:
     moved_by = {name: float((p.detach() - before[name]).abs().max()) for name, p in one.actor_critic.named_parameters()}
     assert moved_by["policy.value_head.weight"] == pytest.approx(1e-4, rel=1e-2)
     assert moved_by["policy.model.lm_head.weight"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_policy_and_value_network_are_updated_one_after_the_other(problems: ModuleType) -> None:
+    """By the gradient of the sum of their losses, while neither holds a graph of the other's."""
+    one = problems.MAKERS["value network"](max_grad_norm=None)
+    one.updater._apply = lambda lr: None
+    policy, network = one.policy, one.actor_critic.value_network
+    order: list[str] = []
+    for name, model in (("policy", policy), ("network", network)):
+        model.register_forward_hook(lambda *_, name=name: order.append(name))
+        weight = next(model.parameters())
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: order.append(f"{name}'s gradient"))
+    rollout = one.sample_rollout(0)
+    batch = one.advantages(rollout, torch.linspace(0, 3, rollout.responses.numel()).view(rollout.responses.shape).cos())
+    order.clear()
+    metrics = one.update(batch)
+    assert order == ["policy", "policy's gradient", "network", "network's gradient"]
+    found = [p.grad.clone() for p in one.actor_critic.parameters() if p.grad is not None]
+    assert metrics["loss"] == pytest.approx(metrics["policy_loss"] + one.config.value_coef * metrics["value_loss"], abs=1e-7)
+    one.actor_critic.zero_grad()
+    r, mask = batch.rollout, batch.rollout.response_mask
+    outputs = policy(r.prompts, r.prompt_mask, r.responses, mask, temperature=1.0, suppressed=one.rollouts.suppressed)
+    values = network(r.prompts, r.prompt_mask, r.responses, mask)
+    terms = policy_loss(outputs, r, batch.advantages, one.config) + one.config.value_coef * one.value_loss(values, batch)
+    masked_mean(terms, mask).backward()
+    expected = [p.grad for p in one.actor_critic.parameters() if p.grad is not None]
+    assert len(found) == len(expected) > 8
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found, expected, strict=True))
 
 
 def test_a_constant_learning_rate_rises_over_its_warmup() -> None:

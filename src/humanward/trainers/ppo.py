@@ -7,7 +7,8 @@ What later work has added is chosen by the settings (``ppo_config``): the terms 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,13 @@ class Minibatch:
         return self.rollout.tensors() | {"advantages": self.advantages, "returns": self.returns}
 
 
+@dataclass(frozen=True)
+class ValuePart:
+    """Episodes that the value network learns from, in a forward and backward of its own: each model works in memory that the other left."""
+
+    minibatch: Minibatch
+
+
 class ActorCritic(nn.Module):
     """What PPO tunes as one module: a policy whose values are its own head's, or those of a network beside it."""
 
@@ -66,12 +74,13 @@ class ActorCritic(nn.Module):
         self.policy, self.value_network = policy, value_network
 
     def forward(
-        self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor, *, with_values: bool = True, **settings: Any
-    ) -> ResponseOutputs:
-        outputs = self.policy(prompts, prompt_mask, responses, response_mask, **settings)
-        if self.value_network is None or not with_values:
-            return outputs
-        return replace(outputs, values=self.value_network(prompts, prompt_mask, responses, response_mask))
+        self, prompts: Tensor, prompt_mask: Tensor, responses: Tensor, response_mask: Tensor, *, network: bool = False, **settings: Any
+    ) -> ResponseOutputs | Float[Tensor, "B R"]:
+        """What the policy says of responses; or, with ``network``, the values of the network."""
+        if network:
+            assert self.value_network is not None
+            return self.value_network(prompts, prompt_mask, responses, response_mask)
+        return self.policy(prompts, prompt_mask, responses, response_mask, **settings)
 
     def value_weights(self) -> list[nn.Parameter]:
         """What values alone are made with: a head, or a value network without the trunk that it shares."""
@@ -247,46 +256,58 @@ class PPOTrainer(Trainer):
         c, rows = self.config, len(minibatch.advantages)
         own = minibatch.rows(my_rows(self.accelerator, rows))
         tokens = minibatch.rollout.response_mask.sum()
-        seen: list[dict[str, Tensor]] = []
-        of_texts: list[dict[str, Tensor]] = []
+        seen: defaultdict[type, list[dict[str, Tensor]]] = defaultdict(list)
         measured: dict[str, float] = {}
         torch.manual_seed(derive_seed(self.seed, "ppo dropout", self.updater.updates, self.accelerator.process_index))
         self.updater.module.train()
 
-        def loss(module: nn.Module, part: Minibatch | list[Demonstration]) -> Tensor:
+        def loss(module: nn.Module, part: Minibatch | ValuePart | list[Demonstration]) -> Tensor:
             if isinstance(part, list):
                 assert self.ptx is not None
                 likelihood = self.ptx.loss(module, part)
-                of_texts.append({"ptx_loss": likelihood.detach()})
-                return self.ptx.config.coef * likelihood
-            share = part.rollout.response_mask.sum() / tokens
-            # The entropy of the policy that sampled is logged; that of the later passes is not worth its cost where the loss has none.
-            mean, metrics = self.loss(module, part, share, want_entropy=first_pass or c.entropy_coef > 0)
-            seen.append(metrics)
-            return share * mean
+                metrics, total = {"ptx_loss": likelihood.detach()}, self.ptx.config.coef * likelihood
+            elif isinstance(part, ValuePart):
+                share = part.minibatch.rollout.response_mask.sum() / tokens
+                mean, metrics = self.network_loss(module, part.minibatch, share)
+                total = share * mean
+            else:
+                share = part.rollout.response_mask.sum() / tokens
+                # The entropy of the policy that sampled is logged; that of the later passes is not worth its cost where the loss has none.
+                mean, metrics = self.loss(module, part, share, want_entropy=first_pass or c.entropy_coef > 0)
+                total = share * mean
+            seen[type(part)].append(metrics)
+            return total
 
         def near_enough() -> bool:
-            measured.update(combined(seen, self.accelerator))
+            measured.update(self._logged(seen.values()))
             return c.stop_kl is None or measured["old_kl"] <= c.stop_kl
 
-        micro = [own.rows(rows) for rows in self.rollouts.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
         texts = [] if self.ptx is None else self.ptx.parts(self.updater.updates, rows, c.micro_batch_tokens)
-        step = self.updater.update([*texts, *micro], loss, what="PPO", batch=own.tensors, accept=near_enough)
-        return step | (measured or combined(seen, self.accelerator)) | (combined(of_texts, self.accelerator) if texts else {})
+        micro = [own.rows(rows) for rows in self.rollouts.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
+        values = [] if self.actor_critic.value_network is None else [ValuePart(part) for part in micro]
+        step = self.updater.update([*texts, *micro, *values], loss, what="PPO", batch=own.tensors, accept=near_enough)
+        return step | (measured or self._logged(seen.values()))
+
+    def _logged(self, parts: Iterable[list[dict[str, Tensor]]]) -> dict[str, float]:
+        """The metrics of an update, from those of its forwards, like with like."""
+        return {name: value for alike in parts for name, value in combined(alike, self.accelerator).items()}
 
     def loss(self, module: nn.Module, part: Minibatch, share: Tensor, *, want_entropy: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over the tokens of some episodes, and what is logged of them, weighted by their ``share`` of the minibatch."""
+        """Mean over the tokens of some episodes, and what is logged of them, weighted by their ``share`` of the minibatch.
+
+        The value loss is in it where the values are the policy's own head's.
+        """
         c, r, mask = self.config, part.rollout, part.rollout.response_mask
         outputs = module(
             r.prompts, r.prompt_mask, r.responses, mask, temperature=self.rollouts.sampling.temperature,
             suppressed=self.rollouts.suppressed, want_entropy=want_entropy, kl_from=r.distributions,
             kl_to=r.reference_distributions if c.kl_in == "loss" else None,
         )  # fmt: skip
-        terms = {
-            "policy_loss": policy_loss(outputs, r, part.advantages, c),
-            "value_loss": clipped_value_loss(outputs.values, r.values, part.returns, value_clip_range=c.value_clip_range),
-        }
-        total = terms["policy_loss"] + c.value_coef * terms["value_loss"]
+        terms = {"policy_loss": policy_loss(outputs, r, part.advantages, c)}
+        total = terms["policy_loss"]
+        if outputs.values is not None:
+            terms["value_loss"] = self.value_loss(outputs.values, part)
+            total = total + c.value_coef * terms["value_loss"]
         if want_entropy:
             terms["entropy"] = outputs.entropy
         if c.entropy_coef > 0:
@@ -299,6 +320,17 @@ class PPOTrainer(Trainer):
             outputs.logprobs, r.logprobs, part.advantages, mask, clip_range=c.clip_range, share=share, old_kl=outputs.kl_from
         )
         return masked_mean(total, mask), metrics
+
+    def network_loss(self, module: nn.Module, part: Minibatch, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a value network adds to the loss, which has no weight in common with the rest; and what is logged of it."""
+        r, mask = part.rollout, part.rollout.response_mask
+        values = module(r.prompts, r.prompt_mask, r.responses, mask, network=True)
+        mean = masked_mean(self.value_loss(values, part), mask)
+        return self.config.value_coef * mean, {"value_loss": share * mean.detach()}
+
+    def value_loss(self, values: Float[Tensor, "B R"], part: Minibatch) -> Float[Tensor, "B R"]:
+        """Of each token, against the returns."""
+        return clipped_value_loss(values, part.rollout.values, part.returns, value_clip_range=self.config.value_clip_range)
 
     def old_kl_after(self, rollout: Rollout) -> float:
         """KL(the policy that sampled || the policy after its updates), nats per token."""

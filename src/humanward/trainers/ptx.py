@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -52,5 +51,5 @@ class PretrainingMix:
         return [[own[i] for i in forward] for forward in forwards]
 
     def loss(self, module: nn.Module, part: list[Demonstration]) -> Tensor:
-        """The part's share of the mean over the update's tokens, before gamma; at temperature 1, values left out."""
-        return demonstration_loss(partial(module, with_values=False), part, self.policy, self.accelerator.device) / self.tokens
+        """The part's share of the mean over the update's tokens, before gamma; at temperature 1."""
+        return demonstration_loss(module, part, self.policy, self.accelerator.device) / self.tokens
