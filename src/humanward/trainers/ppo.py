@@ -59,11 +59,8 @@ class Minibatch:
         return self.rollout.tensors() | {"advantages": self.advantages, "returns": self.returns}
 
 
-@dataclass(frozen=True)
-class ValuePart:
-    """Episodes that the value network learns from, in a forward and backward of its own: each model works in memory that the other left."""
-
-    minibatch: Minibatch
+class ValuePart(Minibatch):
+    """What the value network learns from, in a forward and backward of its own: each model works in the memory that the other left."""
 
 
 class ActorCritic(nn.Module):
@@ -261,22 +258,20 @@ class PPOTrainer(Trainer):
         torch.manual_seed(derive_seed(self.seed, "ppo dropout", self.updater.updates, self.accelerator.process_index))
         self.updater.module.train()
 
-        def loss(module: nn.Module, part: Minibatch | ValuePart | list[Demonstration]) -> Tensor:
+        def loss(module: nn.Module, part: Minibatch | list[Demonstration]) -> Tensor:
             if isinstance(part, list):
                 assert self.ptx is not None
                 likelihood = self.ptx.loss(module, part)
-                metrics, total = {"ptx_loss": likelihood.detach()}, self.ptx.config.coef * likelihood
-            elif isinstance(part, ValuePart):
-                share = part.minibatch.rollout.response_mask.sum() / tokens
-                mean, metrics = self.network_loss(module, part.minibatch, share)
-                total = share * mean
+                seen[list].append({"ptx_loss": likelihood.detach()})
+                return self.ptx.config.coef * likelihood
+            share = part.rollout.response_mask.sum() / tokens
+            if isinstance(part, ValuePart):
+                mean, metrics = self.network_loss(module, part, share)
             else:
-                share = part.rollout.response_mask.sum() / tokens
                 # The entropy of the policy that sampled is logged; that of the later passes is not worth its cost where the loss has none.
                 mean, metrics = self.loss(module, part, share, want_entropy=first_pass or c.entropy_coef > 0)
-                total = share * mean
             seen[type(part)].append(metrics)
-            return total
+            return share * mean
 
         def near_enough() -> bool:
             measured.update(self._logged(seen.values()))
@@ -284,7 +279,7 @@ class PPOTrainer(Trainer):
 
         texts = [] if self.ptx is None else self.ptx.parts(self.updater.updates, rows, c.micro_batch_tokens)
         micro = [own.rows(rows) for rows in self.rollouts.micro_batches(own.rollout.prompt_mask, own.rollout.response_mask)]
-        values = [] if self.actor_critic.value_network is None else [ValuePart(part) for part in micro]
+        values = [] if self.actor_critic.value_network is None else [ValuePart(**vars(part)) for part in micro]
         step = self.updater.update([*texts, *micro, *values], loss, what="PPO", batch=own.tensors, accept=near_enough)
         return step | (measured or self._logged(seen.values()))
 
