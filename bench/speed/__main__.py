@@ -3,6 +3,7 @@
     python bench/speed ROW [--shapes S M] [--dtypes float32] [--steps 7]    one JSON line per shape and number type
     python bench/speed ROW --write docs/benchmarks.md                       and in the page: this row of this machine anew
     python bench/speed all --write docs/benchmarks.md                       every row, in processes of their own
+    python bench/speed ROW --memory-again --write docs/benchmarks.md        the memory alone, of rows that are there
     python bench/speed page --write docs/benchmarks.md                      the page from docs/benchmarks.jsonl
 
 Both sides run in turn in one process, from the same weights on the same batch, the peer at the fastest of some micro-batches; before
@@ -75,12 +76,26 @@ def measure(name: str, shape: str, dtype: str, device: str, steps: int) -> dict[
     command = [name, "--shapes", shape, "--dtypes", dtype, "--device", device]
     found = json.loads(child(*command, "--steps", str(steps), "--part", "times"))
     head = page.machine(device) | {"row": name, "shape": shape, "dtype": dtype, "device": device, "threads": torch.get_num_threads()}
-    micro = str(found["peer_micro_batch"])
-    needs = {side: int(child(*command, "--part", side, "--micro-batch", micro)) for side in ("ours", "theirs")}
-    return head | found | {
-        "profile": json.loads(child(*command, "--part", "profile")),
-        "memory_mb": {side: round(size / 1e6) for side, size in needs.items()}, "memory_ratio": round(needs["ours"] / needs["theirs"], 2),
+    return head | found | {"profile": json.loads(child(*command, "--part", "profile"))} | memory(command, found["peer_micro_batch"])
+
+
+def memory(command: list[str], peer_micro_batch: int) -> dict[str, Any]:
+    needs = {side: int(child(*command, "--part", side, "--micro-batch", str(peer_micro_batch))) for side in ("ours", "theirs")}
+    return {
+        "memory_mb": {side: round(size / 1e6) for side, size in needs.items()}, "memory_ratio": round(needs["ours"] / needs["theirs"], 3),
     }  # fmt: skip
+
+
+def memory_again(path: Path, name: str, shapes: list[str], dtypes: list[str], device: str) -> None:
+    """Of the rows that this machine has measured."""
+    here = page.machine(device)["machine"]
+    for row in page.read(path.with_suffix(".jsonl")):
+        kind = (row["machine"], row["row"], row["device"])
+        if kind == (here, name, device) and row["shape"] in shapes and row["dtype"] in dtypes:
+            command = [name, "--shapes", row["shape"], "--dtypes", row["dtype"], "--device", device]
+            found = row | memory(command, row["peer_micro_batch"])
+            print(json.dumps(found), flush=True)
+            page.add(found, path)
 
 
 def part(args: argparse.Namespace) -> str:
@@ -129,6 +144,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7, help="measured ones of each side")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--write", type=Path, help="the page; what was measured lies beside it as .jsonl")
+    parser.add_argument("--memory-again", action="store_true", help="leave the times of the rows of --write as they are")
     parser.add_argument("--part", choices=["times", "profile", "ours", "theirs"], help="print it: the last two are bytes of one side alone")
     parser.add_argument("--micro-batch", type=int, default=1, help="of the peer where its bytes are asked for")
     args = parser.parse_args()
@@ -136,6 +152,11 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     if args.row == "page" and args.write is None:
         parser.error("page: say which with --write docs/benchmarks.md")
+    if args.memory_again and args.write is None:
+        parser.error("--memory-again: say of which page with --write docs/benchmarks.md")
+    if args.memory_again:
+        memory_again(args.write, args.row, args.shapes, args.dtypes, args.device)
+        return
     if args.row == "all":
         every_row(args)
         return

@@ -62,7 +62,7 @@ def groups(
         from datasets import Dataset
         from transformers import GPT2LMHeadModel, TrainerCallback
 
-        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+        imports()
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
         AcceleratorState._reset_state()
@@ -103,4 +103,12 @@ def groups(
     one = forward_flop(shape, lengths, head=True)
     # Sampling, the reference, and an update: forward and twice as much backward.
     work = f"{method.upper()}, {count} prompts of {prompt} tokens with {K} responses of {response}, one update"
-    return Row(ours, theirs, f"TRL {method.upper()}Trainer", [8, 16], 5 * one, count * (prompt + K * response), work, agree=None)
+    return Row(ours, theirs, f"TRL {method.upper()}Trainer", [8, 16], 5 * one, count * (prompt + K * response), work, imports, agree=None)
+
+
+def imports() -> object:
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    import datasets
+    import trl
+
+    return datasets.Dataset, trl.GRPOTrainer, trl.RLOOTrainer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ class Row:
     """Of one step, each prompt counted once."""
     work: str
     """What a step is, for the page."""
+    peer_imports: Callable[[], object]
+    """Imports what the peer is made of, which its memory is not counted from."""
     agree: float | None = 1e-3
     """How near the first two numbers of both sides must be; None: they sample."""
 
@@ -106,8 +110,14 @@ def profile(row: Row, device: str) -> dict[str, float]:
 
 
 def memory(row: Row, side: str, micro_batch: int, device: str) -> int:
-    """Bytes that one side needs above what stands before its model is built: weights, optimiser and the highest of two steps."""
+    """Bytes that one side needs above what stands before its model is built: weights, optimiser and the highest of three steps.
+
+    What was imported is there before, and nothing that was freed: it would be used again and not be counted.
+    """
+    row.peer_imports()
     gc.collect()
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).malloc_trim(0)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -115,8 +125,8 @@ def memory(row: Row, side: str, micro_batch: int, device: str) -> int:
         reset_peak_memory()
         before = status("VmRSS")
     step = row.ours() if side == "ours" else row.theirs(micro_batch)
-    step()
-    step()
+    for _ in range(3):
+        step()
     return (torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")) - before
 
 

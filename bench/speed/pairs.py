@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from harness import Row, Step
-from workloads import forward_flop, language_model, lengths, random_questions, real_questions, scorer, words
+from workloads import SHAPES, forward_flop, language_model, lengths, random_questions, real_questions, scorer, words
 
 from humanward.models import Policy, RewardModel
 from humanward.records import Comparison
@@ -23,7 +23,7 @@ def dpo(
     shape: str, dtype: torch.dtype, device: str, *, count: int = 8, prompt: int = 512, response: int = 64, K: int = 2, real: bool = False
 ) -> Row:
     """A step of DPO with the reference computed on the fly, both trainers from the same weights on the same batch."""
-    vocabulary = language_model(shape, seed=0, device="cpu").config.vocab_size
+    vocabulary = SHAPES[shape]["vocab_size"]
     questions = real_questions(count) if real else random_questions(count, prompt, response, K, vocabulary)
 
     def ours() -> Step:
@@ -53,15 +53,22 @@ def dpo(
     flop = 4 * forward_flop(shape, rows, head=True)  # forward and twice as much backward, and the reference's forward
     return Row(
         ours, theirs, "TRL DPOTrainer", sizes(len(all_pairs(questions))), flop, sum(p + sum(r) for p, r in rows),
-        work_of("DPO", rows, len(all_pairs(questions))), agree=1e-3 if dtype == torch.float32 else 0.1,
+        work_of("DPO", rows, len(all_pairs(questions))), imports, agree=1e-3 if dtype == torch.float32 else 0.1,
     )  # fmt: skip
+
+
+def imports() -> object:
+    import datasets
+    import trl
+
+    return datasets.Dataset, trl.DPOTrainer, trl.RewardTrainer
 
 
 def reward(
     shape: str, dtype: torch.dtype, device: str, *, count: int = 8, prompt: int = 512, response: int = 64, K: int = 2, real: bool = False
 ) -> Row:
     """A step of a reward model, both trainers from the same weights on the same batch."""
-    vocabulary = scorer(shape, seed=0, device="cpu").config.vocab_size
+    vocabulary = SHAPES[shape]["vocab_size"]
     questions = real_questions(count) if real else random_questions(count, prompt, response, K, vocabulary)
 
     def ours() -> Step:
@@ -93,7 +100,7 @@ def reward(
     rows = lengths(questions)
     return Row(
         ours, theirs, "TRL RewardTrainer", sizes(len(all_pairs(questions))), 3 * forward_flop(shape, rows, head=False),
-        sum(p + sum(r) for p, r in rows), work_of("reward model", rows, len(all_pairs(questions))),
+        sum(p + sum(r) for p, r in rows), work_of("reward model", rows, len(all_pairs(questions))), imports,
         agree=1e-3 if dtype == torch.float32 else 0.1,
     )  # fmt: skip
 

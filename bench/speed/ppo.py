@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from harness import Row, Step
-from workloads import EOS, PAD, forward_flop, language_model, prompts, scorer, words
+from workloads import EOS, PAD, SHAPES, forward_flop, language_model, prompts, scorer, words
 
 from humanward.data import Task, TaskConfig
 from humanward.models import Policy, RewardModel, ValueNetwork
@@ -34,7 +34,7 @@ def ppo(
         one_trunk: our values from a head on the policy's trunk; the peer always has a value network of its own.
     """
     end_rate = 1 / 30 if ragged else 0.0
-    vocabulary = language_model(shape, seed=0, device="cpu").config.vocab_size
+    vocabulary = SHAPES[shape]["vocab_size"]
     rows = prompts(count, prompt, vocabulary, ragged=ragged)
     sampled: list[int] = []
 
@@ -121,7 +121,13 @@ def ppo(
     values = "policy and value on one trunk, the peer's on two" if one_trunk else "a value network of its own"
     work = f"PPO, {count} episodes, {kind}{prompt} + {response} tokens, {EPOCHS} epochs, {values}"
     micro = [n for n in ((1, 2, 4, 8) if ragged else (8, 16, 32)) if n <= count]
-    return Row(ours, theirs, "TRL 1.12.0 PPOTrainer", micro, flop, sum(map(len, rows)) + count * mean, work, agree=None)
+    return Row(ours, theirs, "TRL 1.12.0 PPOTrainer", micro, flop, sum(map(len, rows)) + count * mean, work, imports, agree=None)
+
+
+def imports() -> object:
+    import datasets
+
+    return datasets.Dataset, trl_1_12()
 
 
 def left_padding(tokenizer: Any) -> Any:
