@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from harness import Row, Step
+from harness import Row, Step, import_trl
 from ppo import left_padding
 from workloads import PAD, forward_flop, language_model, words
 
@@ -56,13 +56,15 @@ def groups(
         steps = itertools.count()
         return lambda: trainer.step(next(steps))["kl"]
 
+    peer = partial(import_trl, "GRPOTrainer", "RLOOTrainer")
+
     def theirs(micro_batch: int) -> Step:
         import greenlet
         from accelerate.state import AcceleratorState
         from datasets import Dataset
         from transformers import GPT2LMHeadModel, TrainerCallback
 
-        imports()
+        peer()
         from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
         AcceleratorState._reset_state()
@@ -103,12 +105,6 @@ def groups(
     one = forward_flop(shape, lengths, head=True)
     # Sampling, the reference, and an update: forward and twice as much backward.
     work = f"{method.upper()}, {count} prompts of {prompt} tokens with {K} responses of {response}, one update"
-    return Row(ours, theirs, f"TRL {method.upper()}Trainer", [8, 16], 5 * one, count * (prompt + K * response), work, imports, agree=None)
-
-
-def imports() -> object:
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    import datasets
-    import trl
-
-    return datasets.Dataset, trl.GRPOTrainer, trl.RLOOTrainer
+    return Row(
+        ours, theirs, f"TRL {method.upper()}Trainer", [8, 16], 5 * one, count * (prompt + K * response), work, agree=None, peer_imports=peer
+    )

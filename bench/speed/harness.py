@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import statistics
 import sys
@@ -38,10 +39,19 @@ class Row:
     """Of one step, each prompt counted once."""
     work: str
     """What a step is, for the page."""
-    peer_imports: Callable[[], object]
-    """Imports what the peer is made of, which its memory is not counted from."""
     agree: float | None = 1e-3
     """How near the first two numbers of both sides must be; None: they sample."""
+    peer_imports: Callable[[], object] = lambda: None
+    """Imports what the peer is made of, before its memory is counted."""
+
+
+def import_trl(*trainers: str) -> list[Any]:
+    """What rows of TRL are made of; trl itself imports a trainer only when it is asked for."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    import datasets
+    import trl
+
+    return [datasets.Dataset, *(getattr(trl, name) for name in trainers)]
 
 
 def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from harness import Row, Step
+from harness import Row, Step, import_trl
 from workloads import SHAPES, forward_flop, language_model, lengths, random_questions, real_questions, scorer, words
 
 from humanward.models import Policy, RewardModel
@@ -53,15 +54,9 @@ def dpo(
     flop = 4 * forward_flop(shape, rows, head=True)  # forward and twice as much backward, and the reference's forward
     return Row(
         ours, theirs, "TRL DPOTrainer", sizes(len(all_pairs(questions))), flop, sum(p + sum(r) for p, r in rows),
-        work_of("DPO", rows, len(all_pairs(questions))), imports, agree=1e-3 if dtype == torch.float32 else 0.1,
+        work_of("DPO", rows, len(all_pairs(questions))), agree=1e-3 if dtype == torch.float32 else 0.1,
+        peer_imports=partial(import_trl, "DPOTrainer"),
     )  # fmt: skip
-
-
-def imports() -> object:
-    import datasets
-    import trl
-
-    return datasets.Dataset, trl.DPOTrainer, trl.RewardTrainer
 
 
 def reward(
@@ -100,8 +95,8 @@ def reward(
     rows = lengths(questions)
     return Row(
         ours, theirs, "TRL RewardTrainer", sizes(len(all_pairs(questions))), 3 * forward_flop(shape, rows, head=False),
-        sum(p + sum(r) for p, r in rows), work_of("reward model", rows, len(all_pairs(questions))), imports,
-        agree=1e-3 if dtype == torch.float32 else 0.1,
+        sum(p + sum(r) for p, r in rows), work_of("reward model", rows, len(all_pairs(questions))),
+        agree=1e-3 if dtype == torch.float32 else 0.1, peer_imports=partial(import_trl, "RewardTrainer"),
     )  # fmt: skip
 
 

@@ -121,7 +121,9 @@ def ppo(
     values = "policy and value on one trunk, the peer's on two" if one_trunk else "a value network of its own"
     work = f"PPO, {count} episodes, {kind}{prompt} + {response} tokens, {EPOCHS} epochs, {values}"
     micro = [n for n in ((1, 2, 4, 8) if ragged else (8, 16, 32)) if n <= count]
-    return Row(ours, theirs, "TRL 1.12.0 PPOTrainer", micro, flop, sum(map(len, rows)) + count * mean, work, imports, agree=None)
+    return Row(
+        ours, theirs, "TRL 1.12.0 PPOTrainer", micro, flop, sum(map(len, rows)) + count * mean, work, agree=None, peer_imports=imports
+    )
 
 
 def imports() -> object:
