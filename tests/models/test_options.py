@@ -13,7 +13,17 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from humanward.data import left_pad, right_pad
 from humanward.errors import UserError
-from humanward.models import Policy, RewardModel, Samples, SamplingSettings, missing_for_compile, options, sample_responses, with_options
+from humanward.models import (
+    Policy,
+    RewardModel,
+    Samples,
+    SamplingSettings,
+    missing_for_compile,
+    options,
+    recomputing,
+    sample_responses,
+    with_options,
+)  # fmt: skip
 from humanward.models.options import check_compiler
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 from humanward.trainers.updates import load_weights, weights
@@ -79,7 +89,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def bytes_kept(model: Policy | RewardModel) -> int:
-    """Of what a forward saves for its backward pass, weights not counted."""
+    """Of what a forward saves for its backward pass, weights not counted, and what can be made again as if it were saved."""
     own = {p.data_ptr() for p in model.parameters()}
     kept: dict[tuple[int, int], int] = {}
 
@@ -89,7 +99,8 @@ def bytes_kept(model: Policy | RewardModel) -> int:
         return x
 
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recomputing, "_pack", lambda recipes, x: pack(x))
         said(model)
     return sum(kept.values())
 

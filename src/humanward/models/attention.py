@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from humanward.models.blockwise import BLOCK, by_products
+from humanward.models.recomputing import can_be_made_again
 
 NAME = "humanward"
 SHORT = 256
@@ -170,7 +171,10 @@ class Pieces:
         parts: list[Tensor] = []
         for (q, k, v), lead, mask in zip(of_questions, self.causal, self.masks(scoring.window, query.dtype), strict=True):
             parts += self._question(q, k, v, lead, mask, scoring)
-        return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+        together = torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+        kept = [part.detach().transpose(1, 2) for part in parts]
+        can_be_made_again(together, lambda: torch.cat(kept, dim=1))
+        return together
 
     @staticmethod
     def _question(q: Tensor, k: Tensor, v: Tensor, lead: int, mask: Tensor | None, scoring: Scoring) -> list[Float[Tensor, "1 H Q D"]]:

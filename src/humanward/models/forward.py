@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from humanward.maths.masks import position_ids
 from humanward.models import attention
 from humanward.models.attention import Packing
+from humanward.models.recomputing import recomputing
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def _stream(trunk: nn.Module, ids: Int[Tensor, " N"], packing: Packing) -> Float
         raise ValueError("a batch without a single token")
     # A mask of four dimensions is passed on as it is, so that the library makes none of its own.
     nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-    return trunk(
-        input_ids=ids[None], position_ids=packing.positions[None], attention_mask=nothing, use_cache=False, packing=packing
-    ).last_hidden_state[0]
+    with recomputing(trunk):
+        return trunk(
+            input_ids=ids[None], position_ids=packing.positions[None], attention_mask=nothing, use_cache=False, packing=packing
+        ).last_hidden_state[0]
 
 
 def _padded(trunk: nn.Module, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> tuple[Float[Tensor, "N D"], Int[Tensor, "B T"]]:
@@ -119,7 +121,8 @@ def _padded(trunk: nn.Module, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     arguments: dict[str, Any] = {"input_ids": ids.gather(1, columns), "attention_mask": real.long(), "use_cache": False}
     if takes_positions(type(trunk)):
         arguments["position_ids"] = position_ids(real)
-    states = trunk(**arguments).last_hidden_state.flatten(0, 1)
+    with recomputing(trunk):
+        states = trunk(**arguments).last_hidden_state.flatten(0, 1)
     rows = torch.arange(B * length, device=ids.device).view(B, length).where(real, -1)
     return states, rows.new_full((B, T), -1).scatter(1, columns, rows)
 
