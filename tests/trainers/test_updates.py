@@ -37,11 +37,11 @@ def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str,
     assert difference(problems.trained(make()), problems.trained(make(micro_batch_tokens=size))) < 1e-6
 
 
-@pytest.mark.parametrize(("width", "tokens"), [(32, 1536), (320, 1536), (768, 640), (4096, 512)])
+@pytest.mark.parametrize(("width", "dtype", "tokens"), [(32, 4, 1536), (320, 4, 1536), (512, 4, 512), (768, 4, 384), (768, 2, 1024)])
 def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
-    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, tokens: int
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, dtype: int, tokens: int
 ) -> None:
-    model = problems.MAKERS["dpo"]().policy
+    model = problems.MAKERS["dpo"]().policy.to(torch.float32 if dtype == 4 else torch.bfloat16)
     monkeypatch.setattr(updates, "hidden_size", lambda _: width)
     assert len(micro_batches([128] * 12, None, model)[0]) * 128 == tokens
     assert micro_batches([128] * 2, 100, model) == [[0], [1]]

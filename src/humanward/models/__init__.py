@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .adapters import LoraConfig, check_lora
-from .allocator import keep_freed_memory
+from .allocator import give_back_freed_memory, keep_freed_memory
 from .classifier import TextClassifier, save_classifier
 from .forward import ResponseStates, packs_exactly, response_states
 from .loading import (
@@ -45,6 +45,7 @@ __all__ = [
     "check_lora",
     "context_length",
     "fingerprint",
+    "give_back_freed_memory",
     "has_bfloat16",
     "keep_freed_memory",
     "load_causal_lm",

@@ -9,17 +9,21 @@ from typing import Any, Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from humanward.data.batches import token_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.schedules import cosine, linear_to_zero, warmup_share
-from humanward.models import Policy, RewardEnsemble, RewardModel
+from humanward.models import Policy, RewardEnsemble, RewardModel, give_back_freed_memory
 from humanward.models.policy import hidden_size
+from humanward.trainers.gradients import GradientSum
 from humanward.trainers.guards import BAD_UPDATES, TrainingError
 
 Schedule = Literal["linear", "cosine", "constant"]
 T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_ROWS = 4096
+"""Of an embedding that are updated at once where its gradient is a few rows."""
 
 
 class Updater:
@@ -58,6 +62,8 @@ class Updater:
         """What the optimiser works on: the weights, or the float32 copies of 16-bit ones."""
         self.copied = [name for name, p in self.trained.items() if p is not self.named[name]]
         scales = {name: lr_scale(weight) for name, weight in self.trained.items()}
+        give_back_freed_memory()  # what loading left over, so that what stays is not put in between
+        self.gradients = GradientSum(module, self.trained, self.named)
         groups = [
             {"params": [self.named[name] for name in scales if scales[name] == scale], "scale": scale}
             for scale in sorted({*scales.values()})
@@ -65,6 +71,10 @@ class Updater:
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=adam_betas, eps=adam_eps, weight_decay=weight_decay, fused=True)
         self.bare = module
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        for p in self.named.values():
+            self._adam[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)} | {
+                moment: torch.zeros_like(p) for moment in MOMENTS
+            }
         self.updates = 0
         """Where the schedule is: updates made, left out and passed over."""
         self.applied = 0
@@ -107,20 +117,20 @@ class Updater:
             TrainingError: the third such update in a row.
         """
         self.batch = batch
-        for p in (*self.trained.values(), *self.named.values()):
-            p.grad = None
         total = torch.zeros((), device=self.accelerator.device)
-        for micro in micro_batches:
-            with self.accelerator.no_sync(self.module):  # processes meet once, in _sum_gradients
+        with self.gradients.collecting(), self.accelerator.no_sync(self.module):  # processes meet once, in _sum_gradients
+            for micro in micro_batches:
                 share = loss(self.module, micro)
                 self.accelerator.backward(share)
-            self._move_gradients()
-            total += share.detach()
+                total += share.detach()
         self._sum_gradients()
         total = sum_over_processes(self.accelerator, total)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.named.values() if p.grad is not None])
+        gradients = [p.grad.values() if p.grad.is_sparse else p.grad for p in self.named.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.named.values(), self.max_grad_norm, norm)
+            scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(scale)
         lr = self.current_lr()
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             self.bad_in_a_row += 1
@@ -148,22 +158,36 @@ class Updater:
             group["lr"] = lr * group["scale"]
             # PyTorch divides sqrt(v) by sqrt(1 - beta2^t) before it adds epsilon; epsilon divided by the same stays outside the correction.
             group["eps"] = self.adam_eps / math.sqrt(1 - group["betas"][1] ** (self.applied + 1)) if self.adam_eps_hat else self.adam_eps
+        groups = [(group, p) for group in self.optimizer.param_groups for p in group["params"]]
+        in_rows = [(group, p, p.grad) for group, p in groups if p.grad is not None and p.grad.is_sparse]
+        for _, p, _ in in_rows:
+            p.grad = None  # of which the optimizer wants nothing to know
         self.optimizer.step()
+        for group, p, gradient in in_rows:
+            self._apply_rows(p, gradient, group)
+            p.grad = gradient
         self._round()
         self.applied += 1
+
+    @torch.no_grad()
+    def _apply_rows(self, weight: nn.Parameter, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        """The same update from a gradient given in rows, a part of the weight at a time: dense it would be as large as the weight."""
+        kept, (beta1, beta2) = self._adam[weight], group["betas"]
+        (reached,), values = gradient.indices(), gradient.values()
+        for begin in range(0, len(weight), _ROWS):
+            part = slice(begin, begin + _ROWS)
+            inside = slice(*torch.searchsorted(reached, torch.tensor([part.start, part.stop])).tolist())
+            dense = torch.zeros_like(weight[part]).index_copy_(0, reached[inside] - begin, values[inside])
+            adamw(
+                [weight[part]], [dense], [kept["exp_avg"][part]], [kept["exp_avg_sq"][part]], [], [kept["step"].clone()], fused=True,
+                amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"],
+                maximize=False,
+            )  # fmt: skip
+        kept["step"] += 1
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must have besides tensors."""
         return {"updates": self.updates, "applied": self.applied, "bad_in_a_row": self.bad_in_a_row}
-
-    @torch.no_grad()
-    def _move_gradients(self) -> None:
-        """From 16-bit weights to their copies, where sums lose nothing."""
-        for name in self.copied:
-            p, copy = self.trained[name], self.named[name]
-            if p.grad is not None:
-                copy.grad = p.grad.float() if copy.grad is None else copy.grad.add_(p.grad)
-                p.grad = None
 
     def _sum_gradients(self) -> None:
         """Over processes. A weight that nobody's share has reached keeps no gradient, as in one process."""
@@ -173,7 +197,8 @@ class Updater:
         for p, processes in zip(self.named.values(), sum_over_processes(self.accelerator, reached).tolist(), strict=True):
             if processes:
                 # careful: every process must take part, also one whose share did not reach this weight.
-                p.grad = sum_over_processes(self.accelerator, torch.zeros_like(p) if p.grad is None else p.grad)
+                own = torch.zeros_like(p) if p.grad is None else p.grad.to_dense() if p.grad.is_sparse else p.grad
+                p.grad = sum_over_processes(self.accelerator, own)
 
     @torch.no_grad()
     def _round(self) -> None:
@@ -199,9 +224,10 @@ class Updater:
         """Adam's two moments of every parameter that had a gradient, by its name, and how many it had where that is not ``applied``."""
         found: dict[str, Tensor] = {}
         for name, p in self.named.items():
-            if p in self._adam:
+            steps = float(self._adam[p]["step"])
+            if steps:
                 found |= {f"{moment}.{name}": self._adam[p][moment] for moment in MOMENTS}
-                if float(self._adam[p]["step"]) != self.applied:
+                if steps != self.applied:
                     found[f"step.{name}"] = self._adam[p]["step"]
         return found
 
@@ -209,11 +235,14 @@ class Updater:
         """Put back what ``state_dict`` and ``state`` gave."""
         self.updates, self.applied, self.bad_in_a_row = (int(given[name]) for name in ("updates", "applied", "bad_in_a_row"))
         for name, p in self.named.items():
-            self._adam.pop(p, None)
+            kept = self._adam[p]
             if f"exp_avg.{name}" in tensors:
-                step = tensors.get(f"step.{name}", torch.tensor(float(self.applied)))
-                kept = {"step": step} | {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-                self._adam[p] = {key: tensor.to(p.device).clone() for key, tensor in kept.items()}
+                kept["step"].copy_(tensors.get(f"step.{name}", torch.tensor(float(self.applied))))
+                for moment in MOMENTS:
+                    kept[moment].copy_(tensors[f"{moment}.{name}"])
+            else:
+                for tensor in kept.values():
+                    tensor.zero_()
 
     @property
     def _adam(self) -> dict[nn.Parameter, dict[str, Tensor]]:
@@ -222,14 +251,14 @@ class Updater:
 
 def micro_batches(lengths: Sequence[int], tokens: int | None, model: Policy | RewardModel | RewardEnsemble) -> list[list[int]]:
     """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device."""
-    return token_batches(lengths, tokens or _fast_tokens(hidden_size(model.model), model.device))
+    return token_batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device))
 
 
 def _fast_tokens(width: int, device: torch.device) -> int:
-    """A GPU wants long kernels. A CPU wants temporaries that stay near its caches, so that a wide model takes fewer tokens; but not so
-    few that adding up gradients costs more than computing them.
+    """For a hidden state of so many bytes. A GPU wants long kernels. On a CPU the rest of a layer is worth as much as its products in a
+    narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights.
     """
-    return max(512, min(1536, 1536 * 320 // width)) if device.type == "cpu" else 16384
+    return max(384, min(1536, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
