@@ -67,10 +67,9 @@ def reward(
     questions = real_questions(count) if real else random_questions(count, prompt, response, K, vocabulary)
 
     def ours() -> Step:
-        start, body = scorer(shape, seed=0, device=device), language_model(shape, seed=0, device=device)
-        body.transformer.load_state_dict(start.transformer.state_dict())
-        model = RewardModel(body.to(dtype), words())
-        model.score_head.weight.data.copy_(start.score.weight.data)
+        score = scorer(shape, seed=0, device=device).score.weight.data.clone()
+        model = RewardModel(language_model(shape, seed=0, device=device).to(dtype), words())  # the trunk that the scorer had
+        model.score_head.weight.data.copy_(score)
         config = RewardConfig(
             lr=1e-6, lr_schedule="constant", batch_size=count, epochs=STEPS, normalize_before=False, normalize_after=False
         )  # fmt: skip
