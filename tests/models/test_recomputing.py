@@ -74,6 +74,19 @@ def test_gradients_are_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch,
     assert all(torch.equal(one, other) for one, other in zip(less, whole, strict=True))
 
 
+def test_keys_and_values_of_a_prompt_are_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each response has a row's columns of its own: of either response keys and values, besides what the other way has."""
+    monkeypatch.setattr("humanward.models.attention.in_rows", lambda prompts, responses: True)
+    model = trunk("gpt2")
+    assert packs_exactly(model)
+    less, kept = gradients(model, packed=True)
+    assert kept == LAYERS * (2 + 2 * 2)
+    monkeypatch.setattr("humanward.models.attention.can_be_made_again", lambda made, make: None)
+    whole, kept = gradients(model, packed=True)
+    assert kept == LAYERS * 2
+    assert all(torch.equal(one, other) for one, other in zip(less, whole, strict=True))
+
+
 def test_activations_of_a_narrow_model_are_kept() -> None:
     model = trunk("gpt2")
     assert packs_exactly(model)

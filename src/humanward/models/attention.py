@@ -110,7 +110,7 @@ class Rows:
         parts = [attend(prompt_q, prompt_k, prompt_v, mask, mask is None, scoring)] if self.prompt_width else [prompt_q]
         mask = self.mask("response", scoring.window)
         for one_q, one_k, one_v in zip(own_q, own_k, own_v, strict=True):
-            keys, values = torch.cat([prompt_k, one_k], dim=2), torch.cat([prompt_v, one_v], dim=2)
+            keys, values = _together(prompt_k, one_k), _together(prompt_v, one_v)
             parts.append(attend(one_q, keys, values, mask, False, scoring))
         return self.to_stream(torch.cat(parts, dim=2))[None]
 
@@ -279,6 +279,14 @@ def _attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, s
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     # Summed in float32 inside the kernel, whatever the type of the scores.
     return nn.functional.dropout(torch.softmax(scores, dim=-1), dropout) @ v
+
+
+def _together(prompt: Float[Tensor, "B H P D"], own: Float[Tensor, "B H R D"]) -> Float[Tensor, "B H P+R D"]:
+    """For each of K responses: together they are K times as large as what they are made of."""
+    parts = [prompt.detach(), own.detach()]
+    together = torch.cat([prompt, own], dim=2)
+    can_be_made_again(together, lambda: torch.cat(parts, dim=2))
+    return together
 
 
 def _heads(x: Float[Tensor, "B H L D"], groups: int) -> Tensor:
