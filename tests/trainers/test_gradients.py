@@ -67,6 +67,27 @@ def test_the_sum_is_autograds(monkeypatch: pytest.MonkeyPatch, tied: bool, few: 
     assert not rows.is_sparse or rows.indices()[0].tolist() == [0, 3, 4, 9, 49]
 
 
+@pytest.mark.parametrize("with_head", [0, 1, 2])
+def test_an_embedding_may_be_a_head_in_one_part_alone(with_head: int) -> None:
+    """Whether the part with a dense gradient comes first, between or last."""
+
+    def loss(module: Words, number: int) -> Tensor:
+        module.tied = number == with_head
+        return module(PARTS[number])
+
+    module, plain = Words(), Words()
+    named = dict(module.named_parameters())
+    total = GradientSum(module, named, named)
+    with total.collecting():
+        for number in range(3):
+            loss(module, number).backward()
+    sum((loss(plain, number) for number in range(3)), torch.zeros(())).backward()
+    for name, p in plain.named_parameters():
+        assert (named[name].grad is None) == (p.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(named[name].grad, p.grad, rtol=1e-12, atol=1e-12)
+
+
 def test_rows_of_16_bit_weights_are_summed_in_float32() -> None:
     """1 + 64 times 1/256 is 1.25; in bfloat16 every one of these sums would be rounded to 1."""
     table = nn.Embedding(1000, 1, dtype=torch.bfloat16)

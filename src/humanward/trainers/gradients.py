@@ -66,6 +66,8 @@ class GradientSum:
         assert found is not None
         if not found.is_sparse:
             self._add(name, found)
+            if name in self.rows:  # of an earlier part, in which its head had no share
+                self._add(name, self.rows.pop(name))
             return
         # careful: added up in the type of the sum, not in 16 bits.
         found = found.to(self.sums[name].dtype)
