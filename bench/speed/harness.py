@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from humanward.models import give_back_freed_memory
 from humanward.models.precision import matmul_rate
 from humanward.rounds.loop import reset_peak_memory
 
@@ -126,8 +125,7 @@ def memory(row: Row, side: str, micro_batch: int, device: str) -> int:
     """
     row.peer_imports()
     gc.collect()
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_memory()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -64,10 +64,10 @@ what each side means by it: ours has 16-bit weights with float32 copies, the pee
 Times are medians, the least in brackets. "Times as fast" is the peer's median divided by ours, with the floor and the goal that were set
 before. Memory is what a side needs alone in a process, above what that holds when everything is imported: weights, optimiser and the
 highest moment of three steps; the floor is 0.7 of the peer's. It can be younger than the times beside it (`--memory-again`), and hangs on
-the micro-batch of the peer, of which the small ones are equally fast: one pair at a time at S took 602 MB of it, two 965. The share of
-the peak counts the least arithmetic that the step needs, each prompt once, against the best rate of a large matrix product, measured
-after every pair of steps, of which the median is taken as of the times; what a step does besides products is in the time and not in the
-count. The floor of a step that optimises is 65 % in float32 and 40 % in bfloat16.
+which micro-batch was the peer's fastest, of which the small ones differ by less than the noise. The share of the peak counts the least
+arithmetic that the step needs, each prompt once, against the best rate of a large matrix product, measured after every pair of steps, of
+which the median is taken as of the times; what a step does besides products is in the time and not in the count. The floor of a step that
+optimises is 65 % in float32 and 40 % in bfloat16.
 """
 
 PROFILE = """

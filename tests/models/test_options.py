@@ -23,7 +23,7 @@ from humanward.models import (
     recomputing,
     sample_responses,
     with_options,
-)  # fmt: skip
+)
 from humanward.models.options import check_compiler
 from humanward.trainers.selftest import END, PAD, tiny_tokenizer
 from humanward.trainers.updates import load_weights, weights
