@@ -29,7 +29,7 @@ from harness import status
 from workloads import language_model, prompts, random_questions, words
 
 from humanward.data import Demonstration, Task, TaskConfig
-from humanward.models import LoraConfig, Policy, RewardModel, keep_freed_memory
+from humanward.models import LoraConfig, Policy, RewardModel, prepare_cpu
 from humanward.rounds.loop import reset_peak_memory
 from humanward.storage import Checkpoints
 from humanward.trainers import DPOConfig, DPOTrainer, PPOConfig, PPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -168,7 +168,7 @@ def main() -> None:
     if args.what[0] == "learn":
         print(json.dumps(learn(Path(args.what[1]), args.seed, args.what[2:])))
         return
-    keep_freed_memory()
+    prepare_cpu()
     if args.alone is not None:
         print(peak(args.what[0], args.shape, lora if args.alone == "lora" else None))
         return

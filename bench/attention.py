@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from humanward.models import keep_freed_memory
+from humanward.models import prepare_cpu
 from humanward.models.blockwise import by_products
 from humanward.models.precision import TYPES, matmul_rate
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=list(TYPES))
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
-    keep_freed_memory()
+    prepare_cpu()
     for name in args.dtypes:
         peak = matmul_rate(TYPES[name], torch.device("cpu"))
         print(f"{name}: a large product runs at {peak / 1e9:.0f} GFLOP/s")

@@ -21,7 +21,7 @@ from corpus import Book, books
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from humanward.models.allocator import keep_freed_memory
+from humanward.models import prepare_cpu
 
 CONTEXT = 512
 BATCH_TOKENS = 8192
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    keep_freed_memory()
+    prepare_cpu()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.tokenizer)
     corpus = books(args.books)
     held_out = [b for b in corpus if b.held_out]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from humanward.models import Policy, SamplingSettings, keep_freed_memory, sample_responses
+from humanward.models import Policy, SamplingSettings, prepare_cpu, sample_responses
 from humanward.storage import derive_seed
 
 LENGTH = 80
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    keep_freed_memory()
+    prepare_cpu()
     policy = Policy.load(args.model)
     settings = SamplingSettings(LENGTH, temperature=args.temperature, top_p=1.0)
     rows: list[str] = []

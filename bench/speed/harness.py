@@ -16,6 +16,7 @@ import torch
 
 from humanward.models import give_back_freed_memory
 from humanward.models.precision import matmul_rate
+from humanward.models.products import multiplied_by_pytorch, openblas
 from humanward.rounds.loop import reset_peak_memory
 
 Step = Callable[[], float]
@@ -60,7 +61,7 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
         SystemExit: the first steps differ: this would compare different things.
     """
     ours = row.ours()
-    candidates = {size: row.theirs(size) for size in row.micro_batches}
+    candidates = {size: multiplied_by_pytorch()(row.theirs(size)) for size in row.micro_batches}
     first = {size: step() for size, step in candidates.items()}
     tried = {size: min(_seconds(step, device) for _ in range(2)) for size, step in candidates.items()} if len(candidates) > 1 else {}
     size = min(tried, key=lambda s: tried[s]) if tried else row.micro_batches[0]
@@ -74,7 +75,7 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
     for number in range(steps):
         for name, step in (("ours", ours), ("theirs", theirs)) if number % 2 else (("theirs", theirs), ("ours", ours)):
             times[name].append(_seconds(step, device))
-        peaks.append(matmul_rate(dtype, torch.device(device), seconds=0.4))
+        peaks.append(multiplied_by_pytorch()(matmul_rate)(dtype, torch.device(device), seconds=0.4))
     peak = statistics.median(peaks)
     median = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -89,6 +90,17 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
         "tokens_per_second": round(row.tokens / median["ours"]),
         "matmul_peak_gflops": round(peak / 1e9),
         "share_of_matmul_peak": round(row.flop / median["ours"] / peak, 3),
+    } | (by_openblas(row, size, median["ours"]) if dtype == torch.float32 and device == "cpu" and openblas() is not None else {})
+
+
+def by_openblas(row: Row, micro_batch: int, seconds: float) -> dict[str, Any]:
+    """Beside which rate of products our step stands, and what it would stand beside if the peer had the same."""
+    peak, theirs = matmul_rate(torch.float32, torch.device("cpu")), row.theirs(micro_batch)
+    again = min(_seconds(theirs, "cpu") for _ in range(3))
+    return {
+        "openblas_peak_gflops": round(peak / 1e9),
+        "share_of_openblas_peak": round(row.flop / seconds / peak, 3),
+        "times_as_fast_as_the_peer_by_openblas": round(again / seconds, 2),
     }
 
 

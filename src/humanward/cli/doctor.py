@@ -51,8 +51,9 @@ def examine(folder: Path) -> dict[str, Any]:
     from humanward.feedback.database import SAFE_WAL, sqlite_module
     from humanward.models import keep_freed_memory, missing_for_compile, missing_for_lora, missing_for_quantization
     from humanward.models.precision import TYPES, copy_rate, has_bfloat16, matmul_rate
+    from humanward.models.products import multiply_by_openblas
 
-    keeps = keep_freed_memory()
+    keeps, openblas = keep_freed_memory(), multiply_by_openblas()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sqlite = sqlite_module()
     there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
@@ -66,6 +67,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "memory_bytes": memory,
         "matmul_flop_per_second": {name: round(matmul_rate(TYPES[name], device)) for name in types},
         "copy_bytes_per_second": round(copy_rate(device)),
+        "openblas_multiplies": openblas,
         "freed_memory_is_kept": keeps,
         "missing_for_compile": missing_for_compile(device),
         "missing_for_lora": missing_for_lora(),
@@ -82,7 +84,7 @@ def shown(facts: dict[str, Any]) -> dict[str, str]:
     rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in facts["matmul_flop_per_second"].items())
     return {
         "device": f"{facts['device']}, {facts['cores']} cores, {facts['threads']} threads, {facts['memory_bytes'] / 2**30:.1f} GiB",
-        "products": f"{rates} GFLOP/s",
+        "products": f"{rates} GFLOP/s" + (" (float32 by OpenBLAS: MKL uses no AVX-512 here)" if facts["openblas_multiplies"] else ""),
         "copies": f"{facts['copy_bytes_per_second'] / 1e9:.0f} GB/s",
         "allocator": "freed memory is kept for the next step" if facts["freed_memory_is_kept"] else "the system's own",
         "SQLite": f"{facts['sqlite']}, {'write-ahead log' if facts['sqlite_wal_is_safe'] else 'rollback journal'}",

@@ -57,10 +57,10 @@ def opened(folder: Path, config: LoopConfig | None) -> Iterator[tuple[Loop, Bars
     """A run and the bars of its progress, while stop signals are heard."""
     with StopFlag() as stop:
         note("starting …")
-        from humanward.models import keep_freed_memory
+        from humanward.models import prepare_cpu
         from humanward.rounds import Loop
 
-        keep_freed_memory()
+        prepare_cpu()
         bars = Bars(lambda: loop.now)
         loop = Loop(folder, config, progress=bars, stop=stop, tell=bars.tell)
         yield loop, bars

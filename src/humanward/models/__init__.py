@@ -5,6 +5,7 @@ from __future__ import annotations
 from .adapters import LoraConfig, check_lora
 from .allocator import give_back_freed_memory, keep_freed_memory
 from .classifier import TextClassifier, save_classifier
+from .cpu import prepare_cpu
 from .forward import ResponseStates, packs_exactly, response_states
 from .loading import (
     base_of,
@@ -57,6 +58,7 @@ __all__ = [
     "missing_for_quantization",
     "new_ensemble",
     "packs_exactly",
+    "prepare_cpu",
     "resolve",
     "response_states",
     "sample_responses",

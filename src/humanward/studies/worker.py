@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
         place = StudyFolder(folder)
         study = Study.load(place.study, overrides)
-        _use_memory_well()
+        _use_cpu_well()
         try:
             work(place, study, stop)
         except Stopped as stopped:
@@ -45,10 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _use_memory_well() -> None:
-    from humanward.models import keep_freed_memory
+def _use_cpu_well() -> None:
+    from humanward.models import prepare_cpu
 
-    keep_freed_memory()
+    prepare_cpu()
 
 
 def _stop_with_parent(stop: StopFlag) -> None:

@@ -1,0 +1,230 @@
+"""Products by OpenBLAS are those of PyTorch but for the last digits of float32, whatever lies how in memory and whoever interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from humanward.models import products
+from humanward.models.products import OpenBLAS, cuts, grid, multiplied_by_pytorch
+
+
+@pytest.fixture(scope="module")
+def library() -> OpenBLAS:
+    """Also where PyTorch's own products are as fast."""
+    if not products.has_avx512():
+        pytest.skip("this CPU has no AVX-512")
+    try:
+        return OpenBLAS()
+    except OSError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def everything(library: OpenBLAS, monkeypatch: pytest.MonkeyPatch) -> OpenBLAS:
+    """The library, also for products that are too small to be worth it."""
+    monkeypatch.setattr(products, "WORTH_IT", 1)
+    monkeypatch.setattr(products, "WORTH_IT_EACH", 1)
+    return library
+
+
+@pytest.fixture
+def operators(everything: OpenBLAS, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch's operators by the library."""
+    monkeypatch.setattr(products, "openblas", lambda: everything)
+    kernels = products.take_over(everything)
+    yield
+    kernels._destroy()
+
+
+def is_near(found: Tensor, expected: Tensor, size: float) -> bool:
+    """As near to float64 as float32 is; bfloat16 inside would be off by 1e-3."""
+    return float((found.double() - expected).abs().max()) < 3e-6 * size
+
+
+def laid(x: Tensor, how: str) -> Tensor:
+    """The same numbers by rows, by columns, or as part of something wider."""
+    if how == "columns":
+        return x.mT.contiguous().mT
+    if how == "part":
+        return torch.cat([x, x, x], dim=-1)[..., : x.shape[-1]]
+    return x.contiguous()
+
+
+SIZE = st.integers(1, 70)
+LAID = st.tuples(
+    st.sampled_from(["rows", "columns", "part"]), st.sampled_from(["rows", "columns", "part"]), st.sampled_from(["rows", "part"])
+)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [None, 1, 2, 7])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(m=SIZE, k=SIZE, n=SIZE, how=LAID, factors=st.sampled_from([(1, 0), (1, 1), (0.3, -2)]))
+def test_a_product_is_that_of_float64(
+    everything: OpenBLAS, threads: int, count: int | None, m: int, k: int, n: int, how: tuple[str, str, str], factors: tuple[float, float]
+) -> None:
+    batch = () if count is None else (count,)
+    a, b, out = (laid(torch.randn(*batch, *shape), h) for shape, h in zip(((m, k), (k, n), (m, n)), how, strict=True))
+    alpha, beta = factors
+    expected = alpha * a.double() @ b.double() + beta * out.double()
+    if beta == 0:
+        out.fill_(float("nan"))  # what lay there is not read
+    torch.set_num_threads(threads)
+    done = everything.multiply(a, b, out, alpha=alpha, beta=beta)
+    torch.set_num_threads(1)
+    assert done
+    assert is_near(out, expected, 3 * k**0.5)
+
+
+@given(m=st.integers(1, 500), n=st.integers(1, 500), threads=st.integers(1, 64))
+def test_pieces_cover_the_result_once(m: int, n: int, threads: int) -> None:
+    seen = torch.zeros(m, n)
+    pieces = grid(m, n, threads)
+    for top, rows, left, columns in pieces:
+        assert rows > 0
+        assert columns > 0
+        seen[top : top + rows, left : left + columns] += 1
+    assert seen.eq(1).all()
+    assert len(pieces) <= threads
+    assert sum(length for _, length in cuts(m, threads)) == m
+
+
+SQUARE = torch.randn(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "out"),
+    [
+        (torch.randn(8, 8).double(), torch.randn(8, 8).double(), torch.empty(8, 8).double()),
+        (torch.randn(8, 8).bfloat16(), torch.randn(8, 8).bfloat16(), torch.empty(8, 8).bfloat16()),
+        (torch.randn(8, 1).expand(8, 8), torch.randn(8, 8), torch.empty(8, 8)),
+        (torch.randn(8, 16)[:, ::2], torch.randn(8, 8), torch.empty(8, 8)),
+        (torch.randn(8, 8), torch.randn(8, 8), torch.empty(8, 8).T),
+        (SQUARE, torch.randn(8, 8), SQUARE),
+        (torch.randn(8, 7), torch.randn(8, 8), torch.empty(8, 8)),
+        (torch.randn(3, 8, 8), torch.randn(2, 8, 8), torch.empty(2, 8, 8)),
+        (torch.randn(0, 8), torch.randn(8, 8), torch.empty(0, 8)),
+    ],
+    ids=[
+        "float64",
+        "bfloat16",
+        "one column for all",
+        "every second",
+        "result by columns",
+        "in its own place",
+        "other sizes",
+        "other counts",
+        "no rows",
+    ],
+)
+def test_what_it_cannot_do_it_leaves(everything: OpenBLAS, a: Tensor, b: Tensor, out: Tensor) -> None:
+    before = out.fill_(3).clone()
+    assert not everything.multiply(a, b, out)
+    assert out.equal(before)
+
+
+def test_small_products_are_left(library: OpenBLAS) -> None:
+    assert not library.multiply(torch.randn(8, 8), torch.randn(8, 8), torch.empty(8, 8))
+    assert library.multiply(torch.randn(512, 512), torch.randn(512, 512), torch.empty(512, 512))
+
+
+@pytest.mark.usefixtures("operators")
+def test_operators_and_their_gradients() -> None:
+    x, y, w, bias = torch.randn(6, 5), torch.randn(3, 6, 5), torch.randn(7, 5), torch.randn(7)
+    calls = {
+        "linear": lambda x, y, w, b: torch.nn.functional.linear(x, w, b),
+        "three dimensions": lambda x, y, w, b: torch.nn.functional.linear(y, w, b),
+        "no bias": lambda x, y, w, b: x @ w.T,
+        "several": lambda x, y, w, b: torch.bmm(y, y.mT),
+        "addmm": lambda x, y, w, b: torch.addmm(torch.outer(x[:, 0], b), x, w.T, beta=0.5, alpha=2),
+        "baddbmm": lambda x, y, w, b: torch.baddbmm(y @ y.mT, y, y.mT, alpha=2),
+        "in place": lambda x, y, w, b: (x @ w.T).addmm_(x, w.T, beta=2, alpha=3),
+    }
+    for name, call in calls.items():
+        found, expected = [], []
+        for kept, dtype in ((found, torch.float32), (expected, torch.float64)):
+            leaves = [t.detach().to(dtype).requires_grad_() for t in (x, y, w, bias)]
+            result = call(*leaves)
+            result.pow(2).sum().backward()
+            kept += [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+        assert len(found) == len(expected) > 1
+        for ours, true in zip(found, expected, strict=True):
+            assert is_near(ours, true, float(true.abs().max())), name
+
+
+@pytest.mark.usefixtures("operators")
+def test_operators_leave_what_is_not_theirs() -> None:
+    a = torch.randn(4, 5)
+    assert (a.double() @ a.double().T).dtype == torch.float64
+    assert (a.bfloat16() @ a.bfloat16().T).dtype == torch.bfloat16
+    assert torch.mm(a[:0], a.T).shape == (0, 4)
+    assert torch.addmm(torch.ones(4), a[:, :0], a.T[:0]).eq(1).all()
+    assert is_near(torch.addmm(torch.zeros(1), a, a.T), a.double() @ a.double().T, 10)
+    for wrong in (lambda: torch.mm(a, a), lambda: torch.mm(a[0], a.T), lambda: torch.mm(a, a.T.double()), lambda: torch.bmm(a, a)):
+        with pytest.raises(RuntimeError):
+            wrong()
+    with pytest.raises(RuntimeError):
+        torch.zeros(3, 3).addmm_(a, a.T)
+    with multiplied_by_pytorch():
+        assert is_near(a @ a.T, a.double() @ a.double().T, 10)
+
+
+def test_an_interrupt_is_heard_and_no_piece_is_lost(library: OpenBLAS) -> None:
+    """A signal's handler may raise at any time; a product that is under way is finished first."""
+
+    def shout(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    a, b = torch.randn(64, 512), torch.randn(512, 256)
+    out, expected = torch.empty(64, 256), a.double() @ b.double()
+    before, heard, torch_threads = signal.signal(signal.SIGALRM, shout), 0, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(200):
+            try:
+                out.zero_()
+                signal.setitimer(signal.ITIMER_REAL, 0.0003)
+                while True:
+                    library.multiply(a, b, out)
+                    assert is_near(out, expected, 30)
+            except KeyboardInterrupt:
+                heard += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        torch.set_num_threads(torch_threads)
+    assert heard == 200
+
+
+@pytest.mark.parametrize("before", [{}, {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "7"}])
+def test_settings_of_the_library_are_for_it_alone(library: OpenBLAS, before: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    OpenBLAS()
+    assert {name: os.environ[name] for name in names if name in os.environ} == before
+
+
+@pytest.mark.parametrize("why", ["Intel", "no AVX-512", "not installed"])
+def test_elsewhere_products_are_pytorchs(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "vendor", lambda: "GenuineIntel" if why == "Intel" else "AuthenticAMD")
+    monkeypatch.setattr(products, "has_avx512", lambda: why != "no AVX-512")
+    if why == "not installed":
+        monkeypatch.setattr(products.importlib.util, "find_spec", lambda _: None)
+    products.openblas.cache_clear()
+    try:
+        assert products.openblas() is None
+        with multiplied_by_pytorch():
+            pass
+    finally:
+        products.openblas.cache_clear()
