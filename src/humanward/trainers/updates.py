@@ -258,7 +258,7 @@ def _fast_tokens(width: int, device: torch.device) -> int:
     """For a hidden state of so many bytes. A GPU wants long kernels. On a CPU the rest of a layer is worth as much as its products in a
     narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights.
     """
-    return max(384, min(1536, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
+    return max(384, min(896, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
