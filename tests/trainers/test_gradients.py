@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from humanward.maths import linear_logprobs
 from humanward.trainers import gradients, updates
 from humanward.trainers.gradients import GradientSum
 from humanward.trainers.updates import Updater
@@ -86,6 +87,51 @@ def test_an_embedding_may_be_a_head_in_one_part_alone(with_head: int) -> None:
         assert (named[name].grad is None) == (p.grad is None)
         if p.grad is not None:
             torch.testing.assert_close(named[name].grad, p.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("few", [0, 4])
+@pytest.mark.parametrize("parts_with_head", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_head_adds_to_the_sum_and_gives_autograd_nothing(
+    monkeypatch: pytest.MonkeyPatch, tied: bool, few: int, parts_with_head: tuple[int, ...]
+) -> None:
+    """What its backward pass would have given is as large as the embedding and would lie there until the pass has come down to it."""
+
+    def loss(module: Words, head: nn.Linear, number: int) -> Tensor:
+        ids = PARTS[number].flatten()
+        states = module.table(ids).tanh()
+        if number not in parts_with_head:
+            return module.line(states).mean()
+        weight = module.table.weight if tied else head.weight
+        logprobs, entropies = linear_logprobs(states, weight, ids, bias=head.bias, chunk_rows=2)
+        assert entropies is not None
+        return (logprobs + entropies).mean()
+
+    monkeypatch.setattr(gradients, "_FEW", few)
+    parts = [nn.ModuleList([Words(), nn.Linear(3, WORDS, dtype=torch.float64)]) for _ in range(2)]
+    parts[1].load_state_dict(parts[0].state_dict())
+    (module, head), (plain, plain_head) = parts
+    named = dict(parts[0].named_parameters())
+    total, seen = GradientSum(parts[0], named, named), []
+    take = total._take
+
+    def watched(name: str, weight: Tensor) -> None:
+        seen.append((name, weight.grad is not None and not weight.grad.is_sparse))
+        take(name, weight)
+
+    monkeypatch.setattr(total, "_take", watched)
+    for _ in range(2):
+        with total.collecting():
+            for number in range(3):
+                loss(module, head, number).backward()
+    sum((loss(plain, plain_head, number) for number in range(3)), torch.zeros(())).backward()
+    for name, p in parts[1].named_parameters():
+        found = named[name].grad
+        assert (found is None) == (p.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(found.to_dense() if found.is_sparse else found, p.grad, rtol=1e-12, atol=1e-12)
+    assert ("0.table.weight", False) in seen
+    assert not {("0.table.weight", True), ("1.weight", True)} & {*seen}
 
 
 def test_rows_of_16_bit_weights_are_summed_in_float32() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -68,13 +68,16 @@ class Gradients:
 
     Args:
         operands: of the matrix product; no gradient is kept of what is not ``needed``: (hidden, weight, bias).
+        parameter: the weight as the head has it. Inside ``head_gradients_added_to`` its gradient goes where that says.
     """
 
-    def __init__(self, operands: Operands, head: HeadRule, needed: tuple[bool, bool, bool]) -> None:
+    def __init__(self, operands: Operands, head: HeadRule, needed: tuple[bool, bool, bool], parameter: Tensor) -> None:
         hidden, weight, _, dtype, _ = operands
         self.operands, self.factor = operands, head.scale / head.temperature
         self.hidden = hidden.new_empty(hidden.shape, dtype=dtype) if needed[0] else None
-        self.weight = weight.new_zeros(weight.shape, dtype=dtype) if needed[1] else None
+        total = _sums[parameter.data_ptr()]() if needed[1] and parameter.data_ptr() in _sums else None
+        self.is_added = total is not None and total.shape == weight.shape
+        self.weight = total if self.is_added else weight.new_zeros(weight.shape, dtype=dtype) if needed[1] else None
         self.bias = weight.new_zeros(len(weight), dtype=dtype) if needed[2] else None
 
     def add(self, rows: slice, z_grad: Tensor, slope: Tensor | None) -> None:
@@ -91,8 +94,28 @@ class Gradients:
             self.bias.add_(z_grad.sum(dim=0), alpha=self.factor)
 
     def like(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """In the types of the parameters."""
-        return _like(self.hidden, hidden), _like(self.weight, weight), _like(self.bias, bias)
+        """In the types of the parameters; None for what has gone elsewhere."""
+        return _like(self.hidden, hidden), None if self.is_added else _like(self.weight, weight), _like(self.bias, bias)
+
+
+_sums: dict[int, Callable[[], Tensor]] = {}
+
+
+@contextmanager
+def head_gradients_added_to(sums: Mapping[int, Callable[[], Tensor]]) -> Iterator[None]:
+    """Inside, backward passes add the gradient of a head's weight to a tensor of its shape and give autograd none.
+
+    A head that is the embedding too would otherwise hold its own share, [V, D], until the pass has come down to the embedding.
+
+    Args:
+        sums: by the address of the weight (``data_ptr``).
+    """
+    _sums.update(sums)
+    try:
+        yield
+    finally:
+        for address in sums:
+            del _sums[address]
 
 
 def operands_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Operands:

@@ -82,7 +82,7 @@ class _LinearKL(torch.autograd.Function):
         head, needed = ctx.head, ctx.needs_input_grad
         first = operands_of(hidden, weight, bias, ctx.product_dtype)
         second = operands_of(other_hidden, other_weight, other_bias, ctx.product_dtype)
-        of_p, of_q = Gradients(first, head, needed[:3]), Gradients(second, head, needed[3:6])
+        of_p, of_q = Gradients(first, head, needed[:3], weight), Gradients(second, head, needed[3:6], other_weight)
         with torch.autocast(kl.device.type, enabled=False):
             for rows in chunks(len(kl), head.chunk_rows):
                 (log_p, p_slope), (log_q, q_slope) = (_log_softmax(side, rows, head) for side in (first, second))

@@ -164,7 +164,7 @@ class _LinearLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
         head, (needs_hidden, needs_weight, needs_bias, *_) = ctx.head, ctx.needs_input_grad
         operands = operands_of(hidden, weight, bias, ctx.product_dtype)
-        gradients = Gradients(operands, head, (needs_hidden, needs_weight, needs_bias))
+        gradients = Gradients(operands, head, (needs_hidden, needs_weight, needs_bias), weight)
         if logprob_grads is None:
             logprob_grads = torch.zeros_like(normalisers)
         # A suppressed token's logit is constant.

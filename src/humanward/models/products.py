@@ -71,13 +71,14 @@ class OpenBLAS:
         """
         *several, m, n = out.shape
         count, k = (several[0] if several else 1), a.shape[-1]
-        if self.at_rest or count * m * n * k < WORTH_IT or m * n * k < WORTH_IT_EACH:
+        if self.at_rest or _may_round() or count * m * n * k < WORTH_IT or m * n * k < WORTH_IT_EACH:
             return False
-        if a.shape != (*several, m, k) or b.shape != (*several, k, n):
+        if a.shape != (*several, m, k) or b.shape != (*several, k, n) or max(m, n, k) >= LONGEST:
             return False
         first, second, result = _layout(a), _layout(b), _layout(out)
         if first is None or second is None or result is None or result.order != _AS_IS or result.start in (first.start, second.start):
             return False
+        alpha, beta = float(alpha), float(beta)  # careful: what the call below does not take would go unheard
         threads = min(torch.get_num_threads(), MOST_THREADS)
         if 1 < count >= threads:
             calls = starmap(
@@ -120,6 +121,12 @@ def cuts(size: int, parts: int, of: int = 1) -> list[tuple[int, int]]:
     """(start, length) of so many parts at most, each but the last a multiple of ``of``."""
     step = -(-size // (parts * of)) * of
     return [(start, min(step, size - start)) for start in range(0, size, step)]
+
+
+def _may_round() -> bool:
+    """Whether PyTorch is allowed to multiply float32 in fewer digits, which is faster still where the CPU has instructions for it."""
+    products = getattr(torch.backends.mkldnn, "matmul", None)
+    return products is not None and products.fp32_precision not in ("none", "ieee")
 
 
 class _Layout(NamedTuple):

@@ -19,7 +19,7 @@ from .files import make_folder, read_json, write_json
 from .folders import discard_leftovers
 from .log import MetricsLog
 
-_PACKAGES = ("humanward", "torch", "transformers", "accelerate", "safetensors", "numpy", "pydantic", "sqlalchemy")
+_PACKAGES = ("humanward", "torch", "transformers", "accelerate", "safetensors", "numpy", "scipy-openblas32", "pydantic", "sqlalchemy")
 
 
 class RunFolder:

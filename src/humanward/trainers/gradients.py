@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from humanward.maths.chunked_head import head_gradients_added_to
+
 _FEW = 4
 """An embedding keeps the rows that its gradient reaches while they are less than one in so many."""
 
@@ -17,8 +19,9 @@ class GradientSum:
     """Sums of gradients in memory of their own, in float32 where weights have 16 bits.
 
     As soon as a backward pass has the gradient of a weight it is added up and let go. The sums are made once, before anything short-lived,
-    so that they do not lie scattered among it. On a CPU the gradient of an embedding stays the few rows that the batch's tokens reach, a
-    sparse tensor, if nothing but the embedding has a share in it, as in a reward model or value network.
+    so that they do not lie scattered among it. On a CPU a language model's head adds its share directly; and the gradient of an embedding
+    stays the few rows that the batch's tokens reach, a sparse tensor, if nothing but the embedding has a share in it, as in a reward model
+    or value network.
 
     Args:
         module: what is differentiated.
@@ -48,8 +51,10 @@ class GradientSum:
         sparse = [part.sparse for part in self.embeddings]
         for part in self.embeddings:
             part.sparse = True
+        on_cpu = {weight.data_ptr(): partial(self._total, name) for name, weight in self.weights.items() if weight.device.type == "cpu"}
         try:
-            yield
+            with head_gradients_added_to(on_cpu):
+                yield
             self.reached |= {name: rows.coalesce() for name, rows in self.rows.items()}
         finally:
             self.rows.clear()
@@ -63,7 +68,8 @@ class GradientSum:
     @torch.no_grad()
     def _take(self, name: str, weight: Tensor) -> None:
         found, weight.grad = weight.grad, None
-        assert found is not None
+        if found is None:  # a head's, which has added to the sum
+            return
         if not found.is_sparse:
             self._add(name, found)
             if name in self.rows:  # of an earlier part, in which its head had no share
@@ -78,6 +84,17 @@ class GradientSum:
                 return
             self.rows.pop(name, None)
         self._add(name, found)
+
+    @torch.no_grad()
+    def _total(self, name: str) -> Tensor:
+        """What a head adds its share to, chunk by chunk."""
+        if name not in self.reached:
+            if name not in self.memory:
+                self.memory[name] = torch.empty_like(self.sums[name])
+            self.reached[name] = self.memory[name].zero_()
+            if name in self.rows:  # of an earlier part, in which the head had no share
+                self._add(name, self.rows.pop(name))
+        return self.reached[name]
 
     @torch.no_grad()
     def _add(self, name: str, found: Tensor) -> None:
