@@ -101,7 +101,7 @@ def memory_again(path: Path, name: str, shapes: list[str], dtypes: list[str], de
 def part(args: argparse.Namespace) -> str:
     """What ``measure`` asks of processes of their own."""
     if args.part != "theirs":
-        prepare_cpu()  # for both sides where they run in turn; the peer alone has what its user would have
+        prepare_cpu()  # the memory for both sides where they run in turn; the peer alone has what its user would have
     row, dtype = make(args.row, args.shapes[0], args.dtypes[0], args.device), DTYPES[args.dtypes[0]]
     if args.part == "times":
         return json.dumps(harness.compare(row, steps=args.steps, dtype=dtype, device=args.device))

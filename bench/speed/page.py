@@ -69,7 +69,7 @@ arithmetic that the step needs, each prompt once, against the best rate of a lar
 which the median is taken as of the times; what a step does besides products is in the time and not in the count. The floor of a step that
 optimises is 65 % in float32 and 40 % in bfloat16.
 
-On CPUs that are not Intel's, ours multiplies float32 by OpenBLAS, which has kernels for AVX-512 where PyTorch's library does without
+On CPUs with AVX-512 that are not Intel's, ours multiplies float32 by OpenBLAS, since PyTorch's library does without it there
 (`humanward.models.products`). The peer has PyTorch's, as its user has, and the share is of PyTorch's rate, as the floors are. In brackets
 behind both: how many times as fast ours is as the peer by OpenBLAS too, put there by us, and the share of OpenBLAS's rate.
 """

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from humanward.maths.chunked_head import bfloat16_factors
 from humanward.models import products
+from humanward.models.precision import cpu_has
 from humanward.models.products import OpenBLAS, cuts, grid, multiplied_by_pytorch
 
 
 @pytest.fixture(scope="module")
 def library() -> OpenBLAS:
     """Also where PyTorch's own products are as fast."""
-    if not products.has_avx512():
+    if not cpu_has("avx512"):
         pytest.skip("this CPU has no AVX-512")
     try:
         return OpenBLAS()
@@ -232,7 +233,7 @@ def test_settings_of_the_library_are_for_it_alone(library: OpenBLAS, before: dic
 @pytest.mark.parametrize("why", ["Intel", "no AVX-512", "not installed"])
 def test_elsewhere_products_are_pytorchs(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "vendor", lambda: "GenuineIntel" if why == "Intel" else "AuthenticAMD")
-    monkeypatch.setattr(products, "has_avx512", lambda: why != "no AVX-512")
+    monkeypatch.setattr(products, "cpu_has", lambda _: why != "no AVX-512")
     if why == "not installed":
         monkeypatch.setattr(products.importlib.util, "find_spec", lambda _: None)
     products.openblas.cache_clear()

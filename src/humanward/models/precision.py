@@ -48,9 +48,13 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether the machine has instructions for bfloat16, not an imitation."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # The names have a leading underscore in every release so far; where they are gone, float32 is right everywhere.
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device.type == "cpu" and any(bool(known()) for known in asked if known is not None)
+    return device.type == "cpu" and (cpu_has("avx512_bf16") or cpu_has("amx_tile"))
+
+
+def cpu_has(instructions: str) -> bool:
+    """What PyTorch knows of the CPU. The names have a leading underscore in every release so far; where they are gone, no."""
+    known = getattr(torch.cpu, f"_is_{instructions}_supported", None)
+    return known is not None and bool(known())
 
 
 @lru_cache

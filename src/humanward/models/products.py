@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from humanward.models.precision import cpu_has
+
 MOST_THREADS = 64
 """OpenBLAS has buffers for so many that call it at once."""
 WORTH_IT = 4 << 20
@@ -64,8 +66,12 @@ class OpenBLAS:
         self._sgemm.restype = self._sgemm_batch.restype = None
         self.at_rest = False
 
-    def multiply(self, a: Tensor, b: Tensor, out: Tensor, *, alpha: float = 1, beta: float = 0) -> bool:
-        """``out = beta * out + alpha * a @ b``: ``[..., m, k]`` times ``[..., k, n]``, of two or three dimensions.
+    def multiply(
+        self, a: Tensor, b: Tensor, out: Tensor, *, alpha: float = 1, beta: float = 0, added: Tensor | None = None
+    ) -> bool:  # fmt: skip
+        """``out = beta * added + alpha * a @ b``: ``[..., m, k]`` times ``[..., k, n]``, of two or three dimensions.
+
+        ``added``: [n], one row for all; None: what ``out`` holds.
 
         False, and nothing done, where it cannot or is not worth it.
         """
@@ -78,6 +84,10 @@ class OpenBLAS:
         first, second, result = _layout(a), _layout(b), _layout(out)
         if first is None or second is None or result is None or result.order != _AS_IS or result.start in (first.start, second.start):
             return False
+        if added is not None and (added.dtype != out.dtype or added.shape != (n,)):
+            return False
+        if added is not None and beta != 0:
+            out.copy_(added)
         alpha, beta = float(alpha), float(beta)  # careful: what the call below does not take would go unheard
         threads = min(torch.get_num_threads(), MOST_THREADS)
         if 1 < count >= threads:
@@ -163,7 +173,7 @@ def _layout(x: Tensor) -> _Layout | None:
 @cache
 def openblas() -> OpenBLAS | None:
     """The library where it is faster than PyTorch's own products and can be had, from the package ``scipy-openblas32``."""
-    if vendor() in ("GenuineIntel", "") or not torch.backends.mkl.is_available() or not has_avx512():
+    if vendor() in ("GenuineIntel", "") or not torch.backends.mkl.is_available() or not cpu_has("avx512"):
         return None
     try:
         return OpenBLAS()
@@ -203,21 +213,17 @@ class _Operators:
         self._multiply = library.multiply
 
     def mm(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == b.dim() == 2 and self._multiply(a, b, out := a.new_empty(a.shape[0], b.shape[1])):
-            return out
-        return torch.mm(a, b, out=a.new_empty(0))
+        out = _room(a, b, 2)
+        return out if self._multiply(a, b, out) else torch.mm(a, b, out=out)
 
     def bmm(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == b.dim() == 3 and self._multiply(a, b, out := a.new_empty(*a.shape[:2], b.shape[2])):
-            return out
-        return torch.bmm(a, b, out=a.new_empty(0))
+        out = _room(a, b, 3)
+        return out if self._multiply(a, b, out) else torch.bmm(a, b, out=out)
 
     def addmm(self, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        if a.dim() == b.dim() == 2 and added.dtype == a.dtype and added.shape == b.shape[1:]:
-            out = a.new_empty(a.shape[0], b.shape[1])
-            if self._multiply(a, b, out if beta == 0 else out.copy_(added), alpha=alpha, beta=beta):
-                return out
-        return torch.addmm(added, a, b, beta=beta, alpha=alpha, out=a.new_empty(0))
+        out = _room(a, b, 2)
+        done = self._multiply(a, b, out, alpha=alpha, beta=beta, added=added)
+        return out if done else torch.addmm(added, a, b, beta=beta, alpha=alpha, out=out)
 
     def addmm_(self, out: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
         if a.dim() == b.dim() == out.dim() == 2 and self._multiply(a, b, out, alpha=alpha, beta=beta):
@@ -227,9 +233,14 @@ class _Operators:
         raise RuntimeError(f"addmm_: {list(out.shape)} is not the shape of a product of {list(a.shape)} and {list(b.shape)}")
 
     def baddbmm(self, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        if a.dim() == b.dim() == 3 and beta == 0 and self._multiply(a, b, out := a.new_empty(*a.shape[:2], b.shape[2]), alpha=alpha):
-            return out
-        return torch.baddbmm(added, a, b, beta=beta, alpha=alpha, out=a.new_empty(0))
+        out = _room(a, b, 3)
+        done = beta == 0 and self._multiply(a, b, out, alpha=alpha)
+        return out if done else torch.baddbmm(added, a, b, beta=beta, alpha=alpha, out=out)
+
+
+def _room(a: Tensor, b: Tensor, dims: int) -> Tensor:
+    """For their product; of no size, which PyTorch changes, where they have none."""
+    return a.new_empty(*a.shape[:-1], b.shape[-1]) if a.dim() == b.dim() == dims else a.new_empty(0, 0)
 
 
 def take_over(library: OpenBLAS) -> torch.library.Library:
@@ -275,13 +286,6 @@ def _environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def has_avx512() -> bool:
-    """Whether the CPU and the system have it."""
-    # The name has a leading underscore in every release so far; where it is gone, PyTorch's own products do.
-    known = getattr(torch.cpu, "_is_avx512_supported", None)
-    return known is not None and bool(known())
 
 
 def vendor() -> str:

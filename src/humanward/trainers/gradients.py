@@ -72,8 +72,6 @@ class GradientSum:
             return
         if not found.is_sparse:
             self._add(name, found)
-            if name in self.rows:  # of an earlier part, in which its head had no share
-                self._add(name, self.rows.pop(name))
             return
         # careful: added up in the type of the sum, not in 16 bits.
         found = found.to(self.sums[name].dtype)
@@ -89,11 +87,7 @@ class GradientSum:
     def _total(self, name: str) -> Tensor:
         """What a head adds its share to, chunk by chunk."""
         if name not in self.reached:
-            if name not in self.memory:
-                self.memory[name] = torch.empty_like(self.sums[name])
-            self.reached[name] = self.memory[name].zero_()
-            if name in self.rows:  # of an earlier part, in which the head had no share
-                self._add(name, self.rows.pop(name))
+            self._add(name, self.sums[name].new_zeros(()).expand_as(self.sums[name]))
         return self.reached[name]
 
     @torch.no_grad()
@@ -106,3 +100,5 @@ class GradientSum:
             if name not in self.memory:
                 self.memory[name] = torch.empty_like(self.sums[name])
             self.reached[name] = self.memory[name].copy_(found)
+            if name in self.rows:  # of an earlier part, in which its head had no share
+                self.reached[name].add_(self.rows.pop(name))
