@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from humanward.maths import entropy, gather_logprobs, linear_log_collision, linear_logprobs
+from humanward.maths import chunked_head, entropy, gather_logprobs, linear_log_collision, linear_logprobs
 from humanward.maths.chunked_head import add_product
 
 N, D, V = 7, 5, 11
@@ -288,9 +289,11 @@ def test_sixteen_bit_operands_on_an_accelerator(name):
         assert torch.allclose(a.grad.double(), b.grad, atol=0.05, rtol=0.02)  # gradients are rounded to bfloat16
 
 
+@pytest.mark.parametrize("converted", [64, 8192])
 @pytest.mark.parametrize("chunk_rows", [32, 1000])
-def test_sixteen_bit_operands_on_a_cpu(chunk_rows: int):
+def test_sixteen_bit_operands_on_a_cpu(chunk_rows: int, converted: int, monkeypatch: pytest.MonkeyPatch):
     """Forwards as exact as in float32, of matrices that are large enough for bfloat16 instructions; no other product is changed by it."""
+    monkeypatch.setattr(chunked_head, "_CONVERTED", converted)
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((96, 64), (300, 64)))
     tokens = torch.randint(0, 300, (96,), generator=generator)
@@ -306,6 +309,27 @@ def test_sixteen_bit_operands_on_a_cpu(chunk_rows: int):
     for a, b in zip(operands, exact, strict=True):
         assert torch.allclose(a.grad.double(), b.grad, atol=0.01 * b.grad.abs().max().item(), rtol=0.01)
     assert (matmul and matmul.fp32_precision) == before
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operator makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        made = operator(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not made._is_view():
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_a_sixteen_bit_head_is_never_whole_in_float32(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunked_head, "_CONVERTED", 64)
+    hidden, weight = torch.randn(8, 64).bfloat16().requires_grad_(), torch.randn(300, 64).bfloat16()
+    with Largest() as seen:
+        linear_logprobs(hidden, weight, torch.arange(8))[0].sum().backward()
+    assert hidden.grad is not None
+    assert seen.elements == 64 * 64
 
 
 def test_log_collision_is_that_of_the_logits():

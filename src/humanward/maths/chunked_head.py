@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Stands for -inf in the logits of suppressed tokens: its exponential is 0 as well, but 0 times it is 0 and not NaN.
 _SUPPRESSED = -1e30
+_CONVERTED = 8192
+"""Rows of a 16-bit head that a CPU has in float32 at once."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class HeadRule:
 
 
 class Operands(NamedTuple):
-    """The tensors of the matrix products, in the type in which they are multiplied."""
+    """The tensors of the matrix products, in the type in which they are multiplied, but for a weight that ``blocks`` converts."""
 
     hidden: Tensor  # [N, D]
     weight: Tensor  # [V, D]
@@ -43,14 +45,21 @@ class Operands(NamedTuple):
     dtype: torch.dtype  # of the logits
     from_bfloat16: bool  # float32 that hold no more digits than bfloat16 has
 
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight, some rows at a time where it is converted: whole it would be the largest tensor of a step."""
+        whole = self.weight.dtype == self.hidden.dtype
+        for rows in chunks(len(self.weight), len(self.weight) if whole else _CONVERTED):
+            yield rows, self.weight[rows].to(self.hidden.dtype)
+
 
 def chunk_logits(operands: Operands, rows: slice, head: HeadRule) -> tuple[Tensor, Tensor | None]:
     """Final logits z of some rows and, with a soft cap, d z / d (logits / temperature): 1 - tanh^2."""
-    hidden, weight = operands.hidden[rows], operands.weight
+    hidden = operands.hidden[rows]
     factor = head.scale / (head.softcap or head.temperature)
-    z = hidden.new_empty(len(hidden), len(weight), dtype=operands.dtype)
+    z = hidden.new_empty(len(hidden), len(operands.weight), dtype=operands.dtype)
     with bfloat16_factors(operands.from_bfloat16):
-        add_product(z, hidden, weight.t(), beta=0.0, alpha=factor)
+        for tokens, weight in operands.blocks():
+            add_product(z[:, tokens], hidden, weight.t(), beta=0.0, alpha=factor)
     if operands.bias is not None:
         z.add_(operands.bias, alpha=factor)
     slope = None
@@ -87,7 +96,8 @@ class Gradients:
         factors_grad = z_grad.to(self.operands.hidden.dtype)
         with bfloat16_factors(self.operands.from_bfloat16):
             if self.hidden is not None:
-                add_product(self.hidden[rows], factors_grad, self.operands.weight, beta=0.0, alpha=self.factor)
+                for tokens, weight in self.operands.blocks():
+                    add_product(self.hidden[rows], factors_grad[:, tokens], weight, beta=float(tokens.start > 0), alpha=self.factor)
             if self.weight is not None:
                 add_product(self.weight, factors_grad.t(), self.operands.hidden[rows], beta=1.0, alpha=self.factor)
         if self.bias is not None:
@@ -122,7 +132,9 @@ def operands_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torc
     """Hidden states and head as they are multiplied in ``dtype``; 16-bit ones give float32 logits."""
     logits_dtype = torch.promote_types(hidden.dtype, torch.float32)
     from_bfloat16 = dtype == torch.float32 and hidden.dtype == weight.dtype == torch.bfloat16
-    return Operands(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(logits_dtype), logits_dtype, from_bfloat16)
+    if weight.device.type != "cpu":  # once for all chunks
+        weight = weight.to(dtype)
+    return Operands(hidden.to(dtype), weight, None if bias is None else bias.to(logits_dtype), logits_dtype, from_bfloat16)
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:

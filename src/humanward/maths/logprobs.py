@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from humanward.maths.chunked_head import Gradients, HeadRule, chunk_logits, chunks, operands_of, product_dtype
 
+_FEW_ROWS = 64
+"""Of a chunk whose exponentials are kept beside its logits."""
+
 
 def gather_logprobs(logits: Float[Tensor, "*batch V"], tokens: Int[Tensor, "*batch"], *, temperature: float) -> Float[Tensor, "*batch"]:
     """Log-probability of each token under softmax(logits / temperature).
@@ -129,6 +132,12 @@ def linear_log_collision(
     return found
 
 
+def _sums_of_exponentials(z: Tensor) -> tuple[Tensor, Tensor]:
+    """(sum of e^z, sum of z e^z) over the last dimension."""
+    exponentials = z.exp()
+    return exponentials.sum(dim=-1), exponentials.mul_(z).sum(dim=-1)
+
+
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: HeadRule, want_entropy: bool):
@@ -143,10 +152,9 @@ class _LinearLogprobs(torch.autograd.Function):
                 largest = z.amax(dim=1)
                 z -= largest[:, None]
                 if entropies is not None:
-                    exponentials = z.exp()
-                    total = exponentials.sum(dim=1)
                     # H = log(sum of e^z) - E[z], with z measured from the largest logit.
-                    entropies[rows] = total.log() - exponentials.mul_(z).sum(dim=1) / total
+                    total, weighted = map(torch.cat, zip(*map(_sums_of_exponentials, z.split(_FEW_ROWS)), strict=True))
+                    entropies[rows] = total.log() - weighted / total
                 else:
                     total = z.exp_().sum(dim=1)
                 normalisers[rows] = largest + total.log()
@@ -172,14 +180,13 @@ class _LinearLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in chunks(len(hidden), head.chunk_rows):
                 z, slope = chunk_logits(operands, rows, head)
-                log_p = z.sub_(normalisers[rows, None])
-                p = log_p.exp()
-                g = logprob_grads[rows, None]
+                log_p, g = z.sub_(normalisers[rows, None]), logprob_grads[rows, None]
                 if entropy_grads is None:
-                    z_grad = p.mul_(-g)
+                    z_grad = log_p.exp_().mul_(-g)
                 else:
-                    h = entropy_grads[rows, None]
+                    p, h = log_p.exp(), entropy_grads[rows, None]
                     z_grad = log_p.mul_(-h).sub_(h * entropies[rows, None] + g).mul_(p)
+                    del p
                 z_grad.scatter_add_(1, tokens[rows, None], chosen_grads[rows, None])
                 gradients.add(rows, z_grad, slope)
         return *gradients.like(hidden, weight, bias), None, None, None
