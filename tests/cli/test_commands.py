@@ -229,7 +229,7 @@ def test_the_doctor_says_what_is_wrong() -> None:
     well = {
         "device": "cpu", "cores": 8, "threads": 8, "memory_bytes": 24 * 10**9, "matmul_flop_per_second": rates,
         "freed_memory_is_kept": True, "sqlite_wal_is_safe": True, "missing_for_compile": None, "missing_for_lora": None,
-        "missing_for_quantization": None,
+        "missing_for_quantization": None, "openblas_multiplies": True,
     }  # fmt: skip
     assert advise(well) == [
         "dtype=bfloat16: bfloat16 multiplies 2.5 times as fast",
@@ -240,7 +240,9 @@ def test_the_doctor_says_what_is_wrong() -> None:
         "compile=true where a stage trains for many minutes: about a tenth less time, after half a minute of compiling",
     ]
     ill = well | {"threads": 2, "freed_memory_is_kept": False, "sqlite_wal_is_safe": False, "matmul_flop_per_second": {"float32": 2e11}}
-    ill["missing_for_compile"] = "no C++ compiler here (g++)"
+    assert "compile=false: compiled layers multiply by PyTorch's own library" in " ".join(advise(ill))
+    assert "compile=true" in " ".join(advise(ill | {"openblas_multiplies": False}))
+    ill |= {"openblas_multiplies": False, "missing_for_compile": "no C++ compiler here (g++)"}
     ill["missing_for_quantization"] = "no bitsandbytes"
     assert "no adapters (lora): no peft" in advise(ill | {"missing_for_lora": "no peft"})
     told = " ".join(advise(ill))

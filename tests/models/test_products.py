@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,18 @@ def everything(library: OpenBLAS, monkeypatch: pytest.MonkeyPatch) -> OpenBLAS:
 
 
 @pytest.fixture
-def operators(everything: OpenBLAS, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """PyTorch's operators by the library."""
+def operators(everything: OpenBLAS, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """PyTorch's operators by the library; whether it did, product by product."""
+    done: list[bool] = []
+
+    def multiply(*args: Any, **settings: Any) -> bool:
+        done.append(OpenBLAS.multiply(everything, *args, **settings))
+        return done[-1]
+
     monkeypatch.setattr(products, "openblas", lambda: everything)
+    monkeypatch.setattr(everything, "multiply", multiply)
     kernels = products.take_over(everything)
-    yield
+    yield done
     kernels._destroy()
 
 
@@ -139,8 +147,7 @@ def test_small_products_are_left(library: OpenBLAS) -> None:
     assert library.multiply(torch.randn(512, 512), torch.randn(512, 512), torch.empty(512, 512))
 
 
-@pytest.mark.usefixtures("operators")
-def test_operators_and_their_gradients() -> None:
+def test_operators_and_their_gradients(operators: list[bool]) -> None:
     x, y, w, bias = torch.randn(6, 5), torch.randn(3, 6, 5), torch.randn(7, 5), torch.randn(7)
     calls = {
         "linear": lambda x, y, w, b: torch.nn.functional.linear(x, w, b),
@@ -155,8 +162,10 @@ def test_operators_and_their_gradients() -> None:
         found, expected = [], []
         for kept, dtype in ((found, torch.float32), (expected, torch.float64)):
             leaves = [t.detach().to(dtype).requires_grad_() for t in (x, y, w, bias)]
+            operators.clear()
             result = call(*leaves)
             result.pow(2).sum().backward()
+            assert any(operators) == (dtype == torch.float32), name
             kept += [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
         assert len(found) == len(expected) > 1
         for ours, true in zip(found, expected, strict=True):
@@ -171,17 +180,21 @@ def test_operators_leave_what_is_not_theirs() -> None:
     assert torch.mm(a[:0], a.T).shape == (0, 4)
     assert torch.addmm(torch.ones(4), a[:, :0], a.T[:0]).eq(1).all()
     assert is_near(torch.addmm(torch.zeros(1), a, a.T), a.double() @ a.double().T, 10)
-    for wrong in (lambda: torch.mm(a, a), lambda: torch.mm(a[0], a.T), lambda: torch.mm(a, a.T.double()), lambda: torch.bmm(a, a)):
+    one, three = torch.tensor(1.0), torch.randn(2, 4, 5)
+    for wrong in (
+        lambda: torch.mm(a, a), lambda: torch.mm(a[0], a.T), lambda: torch.mm(a, a.T.double()), lambda: torch.bmm(a, a),
+        lambda: torch.mm(one, a), lambda: torch.zeros(3, 3).addmm_(a, a.T), lambda: torch.zeros(4, 4).addmm_(one, a),
+        lambda: torch.baddbmm(torch.zeros(7, 7, 7), three, three.mT, beta=0),
+    ):  # fmt: skip
         with pytest.raises(RuntimeError):
             wrong()
-    with pytest.raises(RuntimeError):
-        torch.zeros(3, 3).addmm_(a, a.T)
     with pytest.raises((TypeError, RuntimeError)):
         torch.addmm(torch.zeros(4), a, a.T, alpha=1j)
     with multiplied_by_pytorch():
         assert is_near(a @ a.T, a.double() @ a.double().T, 10)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch cannot be told to use fewer")
 def test_fewer_digits_where_pytorch_may_use_them_are_its_business(library: OpenBLAS) -> None:
     """The head of a bfloat16 model is multiplied so, and faster than here."""
     a, b, out = torch.randn(512, 512), torch.randn(512, 512), torch.empty(512, 512)

@@ -143,15 +143,15 @@ def test_a_loop_that_is_stopped_while_it_waits_ends_the_same(
 
     def nine_answers_then_stop() -> None:
         person = Person(folder / "labels.db", pause=0.05, rests_after=9)
-        person.rests.wait()
-        while (state := json.loads((folder / "state.json").read_text()))["waiting"]["labels"] < 2:
+        assert person.rests.wait(300)
+        while (state := json.loads((folder / "state.json").read_text())).get("waiting", {}).get("labels", 0) < 2:
             time.sleep(0.01)
         stop.request()
         person.leave()
         seen.append(state)
 
     seen: list[dict[str, Any]] = []
-    thread = threading.Thread(target=nine_answers_then_stop)
+    thread = threading.Thread(target=nine_answers_then_stop, daemon=True)
     thread.start()
     with pytest.raises(Stopped):
         Loop(folder, settings, stop=stop).run()
@@ -210,7 +210,7 @@ def test_questions_that_nobody_is_left_to_answer_are_not_waited_for(settings: Lo
             over.wait(0.02)
 
     over = threading.Event()
-    thread, person = threading.Thread(target=skips_every_second), Person(folder / "labels.db", both[0])
+    thread, person = threading.Thread(target=skips_every_second, daemon=True), Person(folder / "labels.db", both[0])
     thread.start()
     loop.run()
     over.set()
@@ -259,7 +259,7 @@ def test_a_database_that_is_restarted_in_the_middle_loses_nothing(
 
     def people_and_restart() -> None:
         person = Person(address, pause=0.05, rests_after=5)
-        person.rests.wait()
+        assert person.rests.wait(300)
         postgresql.stop()
         person.rested.set()
         while not any("does not answer" in line for line in said):
@@ -268,7 +268,7 @@ def test_a_database_that_is_restarted_in_the_middle_loses_nothing(
         answering.wait()
         person.leave()
 
-    thread = threading.Thread(target=people_and_restart)
+    thread = threading.Thread(target=people_and_restart, daemon=True)
     thread.start()
     loop = Loop(tmp_path / "run", settings.model_copy(update={"label_store": address}), tell=said.append)
     loop.run()

@@ -84,13 +84,18 @@ def shown(facts: dict[str, Any]) -> dict[str, str]:
     rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in facts["matmul_flop_per_second"].items())
     return {
         "device": f"{facts['device']}, {facts['cores']} cores, {facts['threads']} threads, {facts['memory_bytes'] / 2**30:.1f} GiB",
-        "products": f"{rates} GFLOP/s" + (" (float32 by OpenBLAS: MKL uses no AVX-512 here)" if facts["openblas_multiplies"] else ""),
+        "products": f"{rates} GFLOP/s" + (" (float32 by OpenBLAS: MKL uses no AVX-512 here)" if by_openblas(facts) else ""),
         "copies": f"{facts['copy_bytes_per_second'] / 1e9:.0f} GB/s",
         "allocator": "freed memory is kept for the next step" if facts["freed_memory_is_kept"] else "the system's own",
         "SQLite": f"{facts['sqlite']}, {'write-ahead log' if facts['sqlite_wal_is_safe'] else 'rollback journal'}",
         "disk": f"{facts['free_disk_bytes'] / 2**30:.1f} GiB free",
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
+
+
+def by_openblas(facts: dict[str, Any]) -> bool:
+    """Whether it makes the products of the device that trains."""
+    return facts["device"] == "cpu" and facts["openblas_multiplies"]
 
 
 def advise(facts: dict[str, Any]) -> list[str]:
@@ -108,7 +113,9 @@ def advise(facts: dict[str, Any]) -> list[str]:
         *adapters(facts, dtype),
         "gradient_checkpointing=true where a training runs out of memory: one layer's activations instead of all, a quarter more time",
     ]
-    if facts["missing_for_compile"] is None:
+    if dtype == "float32" and by_openblas(facts):
+        lines.append("compile=false: compiled layers multiply by PyTorch's own library, which is slower here than OpenBLAS")
+    elif facts["missing_for_compile"] is None:
         lines.append("compile=true where a stage trains for many minutes: about a tenth less time, after half a minute of compiling")
     else:
         lines.append(f"compile=false: {facts['missing_for_compile']}")

@@ -1,4 +1,4 @@
-"""What PyTorch's defaults leave unused of a CPU: memory that was freed, and vector instructions that are not Intel's."""
+"""What PyTorch's defaults leave unused of a CPU: memory that was freed, and AVX-512 where the CPU is not Intel's."""
 
 from __future__ import annotations
 

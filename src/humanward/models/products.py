@@ -75,6 +75,8 @@ class OpenBLAS:
 
         False, and nothing done, where it cannot or is not worth it.
         """
+        if not a.dim() == b.dim() == out.dim() in (2, 3):
+            return False
         *several, m, n = out.shape
         count, k = (several[0] if several else 1), a.shape[-1]
         if self.at_rest or _may_round() or count * m * n * k < WORTH_IT or m * n * k < WORTH_IT_EACH:
@@ -161,7 +163,7 @@ def _layout(x: Tensor) -> _Layout | None:
         return None
     (rows, columns), strides = x.shape[-2:], x.stride()
     matrix, row, column = strides if len(strides) == 3 else (0, *strides)
-    if max(strides) >= LONGEST:
+    if max(*strides, len(x) * matrix) >= LONGEST:
         return None
     if column == 1 and row >= columns:
         return _Layout(_AS_IS, x.data_ptr(), row, matrix, row, 1)
@@ -226,15 +228,15 @@ class _Operators:
         return out if done else torch.addmm(added, a, b, beta=beta, alpha=alpha, out=out)
 
     def addmm_(self, out: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        if a.dim() == b.dim() == out.dim() == 2 and self._multiply(a, b, out, alpha=alpha, beta=beta):
+        if out.dim() == 2 and self._multiply(a, b, out, alpha=alpha, beta=beta):
             return out
-        if out.shape == (a.shape[0], b.shape[-1]):
+        if a.dim() == b.dim() == 2 and out.shape == (a.shape[0], b.shape[1]):
             return torch.addmm(out, a, b, beta=beta, alpha=alpha, out=out)
         raise RuntimeError(f"addmm_: {list(out.shape)} is not the shape of a product of {list(a.shape)} and {list(b.shape)}")
 
     def baddbmm(self, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
         out = _room(a, b, 3)
-        done = beta == 0 and self._multiply(a, b, out, alpha=alpha)
+        done = beta == 0 and added.dtype == out.dtype and added.shape == out.shape and self._multiply(a, b, out, alpha=alpha)
         return out if done else torch.baddbmm(added, a, b, beta=beta, alpha=alpha, out=out)
 
 
@@ -267,11 +269,11 @@ def _openmp() -> Path:
     """PyTorch's own: another copy would have threads of its own."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {line.split(maxsplit=5)[5] for line in lines if "libgomp" in line}
-    root = str(Path(torch.__file__).parent)
-    ours = sorted(path for path in loaded if path.startswith(root))
+    root = Path(torch.__file__).resolve().parent  # as it stands among the loaded ones
+    ours = sorted(path for path in map(Path, loaded) if path.is_relative_to(root))
     if not ours:
-        raise OSError("PyTorch was built without GNU's OpenMP")
-    return Path(ours[0])
+        raise OSError("PyTorch has no GNU OpenMP of its own")
+    return ours[0]
 
 
 @contextmanager

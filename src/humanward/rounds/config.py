@@ -163,7 +163,8 @@ class LoopConfig(Config):
     activations instead of all, for one more forward. Never changes a result."""
     compile: bool = False
     """Compile the layers of models that are trained, or asked at every update, with ``torch.compile``: somewhat faster, after up to half a
-    minute per stage. Sampling and the attention stay as they are. Numbers are equal up to rounding. Needs a C++ compiler."""
+    minute per stage; slower in float32 where ``humanward doctor`` says that OpenBLAS multiplies, which compiled layers do without.
+    Sampling and the attention stay as they are. Numbers are equal up to rounding. Needs a C++ compiler."""
     lora: LoraConfig | None = None
     """Train low-rank adapters on frozen weights instead of all weights: policy, values and reward models share one trunk, and the
     reference is that trunk with the adapters off. null: train all weights."""
