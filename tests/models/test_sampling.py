@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, Gem
 
 from humanward.data import left_pad
 from humanward.errors import UserError
-from humanward.models import Policy, Samples, SamplingSettings, sample_responses
+from humanward.models import Policy, Samples, SamplingSettings, sample_responses, sampling
 from humanward.models.sampling import draw, restricted, token_bytes
 from humanward.trainers.selftest import END, PAD, tiny_policy, tiny_tokenizer
 
@@ -136,6 +136,23 @@ def test_rows_decoded_together_are_bounded_by_the_bytes_of_their_cache(make: Cal
     assert max(widths) == 3
     assert torch.equal(part.responses, whole.responses)
     torch.testing.assert_close(part.logprobs, whole.logprobs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_policy, learned_positions])
+@pytest.mark.parametrize("K", [1, 3])
+def test_prompts_are_read_some_at_a_time_without_longer_ones_padding(
+    make: Callable[[], Policy], K: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: prompts of 5, 3, 2, 1 and 1 tokens, six tokens at a time. What no prompt has written into the cache is NaN."""
+    policy, shapes = make(), list[tuple[int, ...]]()
+    whole = sample(policy, [0, 1, 2, 3, 4], K)
+    monkeypatch.setattr(sampling, "_prefill_tokens", lambda device: 6)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    policy.trunk.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.last_hidden_state.shape[:2])))
+    parts = sample(policy, [0, 1, 2, 3, 4], K)
+    assert shapes == [(1, 5), (2, 3), (2, 1)] + 6 * [(5 * K, 1)]
+    assert torch.equal(parts.responses, whole.responses)
+    torch.testing.assert_close(parts.logprobs, whole.logprobs, rtol=0, atol=1e-5)
 
 
 def test_the_bytes_of_a_token_are_those_in_the_cache() -> None:

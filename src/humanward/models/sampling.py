@@ -152,8 +152,8 @@ def _decode(
     """One chunk: prefill the prompts, repeat their cache for the K responses, then a token at a time; rows that have ended leave."""
     steps = uniform.shape[1]
     suppressed = policy.suppressed_tokens(keep_eos=settings.stop_at_eos) if settings.suppress_special_tokens else None
-    cache = make_cache(policy, prompts.shape[1] + steps)
-    hidden = _cached(policy, prompts, prompt_mask, position_ids(prompt_mask), cache)
+    cache = make_cache(policy, *prompts.shape, steps)
+    hidden = _prefilled(policy, prompts, prompt_mask, cache)
     if K > 1:
         cache.reorder_cache(torch.arange(len(prompts), device=prompts.device).repeat_interleave(K))  # pyright: ignore[reportArgumentType]
     hidden, mask = hidden.repeat_interleave(K, 0), prompt_mask.repeat_interleave(K, 0)
@@ -174,6 +174,31 @@ def _decode(
             rows, live, tokens, mask, positions = (x[staying] for x in (rows, live, tokens, mask, positions))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         hidden = _cached(policy, tokens[:, None], mask, positions + t, cache)
+
+
+def _prefilled(policy: Policy, prompts: Tensor, mask: Tensor, cache: Cache) -> Float[Tensor, "B D"]:
+    """The last state of each prompt, the longest first: some at a time where the cache takes them so, without longer ones' padding."""
+    in_parts = bool(cache.layers) and all(isinstance(layer, _RoomyLayer) for layer in cache.layers)
+    found: list[Tensor] = []
+    for rows, width in _parts(mask.sum(1).tolist(), _prefill_tokens(prompts.device)) if in_parts else [(slice(None), prompts.shape[1])]:
+        ids, own = prompts[rows, -width:], mask[rows, -width:]
+        found.append(_cached(policy, ids, own, position_ids(own), cache))
+    return torch.cat(found)
+
+
+def _prefill_tokens(device: torch.device) -> int:
+    """In one forward: more are hardly faster, and a model's temporaries grow with them."""
+    return 16384 if device.type == "cuda" else 1024
+
+
+def _parts(lengths: Sequence[int], tokens: int) -> Iterator[tuple[slice, int]]:
+    """(rows, longest) of falling lengths, of at most so many tokens with their padding, or one row."""
+    begin = 0
+    while begin < len(lengths):
+        width = max(1, lengths[begin])
+        end = begin + max(1, tokens // width)
+        yield slice(begin, end), width
+        begin = end
 
 
 def _cached(policy: Policy, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Float[Tensor, "N D"]:
@@ -267,36 +292,64 @@ def restricted(probabilities: Float[Tensor, "N V"], top_k: int, top_p: float) ->
 
 
 class _RoomyLayer(DynamicLayer):
-    """A cache layer that is allocated once for the whole response and filled in place, instead of growing by concatenation."""
+    """A cache layer that is allocated once for prompts and responses and filled in place, instead of growing by concatenation.
 
-    def __init__(self, capacity: int) -> None:
+    The prompts may come some rows at a time, each part as wide as its own longest.
+
+    Args:
+        rows: prompts.
+        width: of the longest.
+        steps: tokens that may follow.
+    """
+
+    def __init__(self, rows: int, width: int, steps: int) -> None:
         super().__init__()
-        self.capacity, self.filled = capacity, 0
+        self.rows, self.width, self.capacity = rows, width, width + steps
+        self.begun = self.filled = 0
         self.buffers: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.buffers is None:
             self.lazy_initialization(key_states, value_states)
-            shapes = ((*x.shape[:2], self.capacity, x.shape[3]) for x in (key_states, value_states))
+            shapes = ((self.rows, x.shape[1], self.capacity, x.shape[3]) for x in (key_states, value_states))
             key_buffer, value_buffer = (key_states.new_empty(shape) for shape in shapes)
             self.buffers = key_buffer, value_buffer
+        if self.begun < self.rows:
+            self._begin(key_states, value_states)
+            return key_states, value_states
         end = self.filled + key_states.shape[2]
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, self.filled : end] = new
+        self._fill(end)
+        return self.keys, self.values
+
+    def _begin(self, *states: Tensor) -> None:
+        """Take the next prompts. Until they are all here the cache looks empty."""
+        assert self.buffers is not None
+        for buffer, new in zip(self.buffers, states, strict=True):
+            own = buffer[self.begun : self.begun + len(new), :, : self.width]
+            padding = self.width - new.shape[2]
+            own[:, :, :padding] = 0  # careful: masked, but 0 times NaN would be NaN
+            own[:, :, padding:] = new
+        self.begun += len(states[0])
+        if self.begun == self.rows:
+            self._fill(self.width)
+
+    def _fill(self, end: int) -> None:
+        assert self.buffers is not None
         self.filled = end
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         assert self.buffers is not None
         keys, values = (buffer.index_select(0, beam_idx) for buffer in self.buffers)
         self.buffers = keys, values
-        self.keys, self.values = (buffer[:, :, : self.filled] for buffer in self.buffers)
+        self._fill(self.filled)
 
 
-def make_cache(policy: Policy, capacity: int) -> Cache:
-    """A key-value cache with room for ``capacity`` tokens; the library's own growing one where layers are not plain full attention."""
+def make_cache(policy: Policy, rows: int, width: int, steps: int) -> Cache:
+    """A key-value cache with room for prompts and responses; the library's own growing one where layers are not plain full attention."""
     cache = DynamicCache(config=policy.model.config)
     if cache.layers and all(type(layer) is DynamicLayer for layer in cache.layers):
-        cache.layers[:] = [_RoomyLayer(capacity) for _ in cache.layers]
+        cache.layers[:] = [_RoomyLayer(rows, width, steps) for _ in cache.layers]
     return cache
