@@ -152,7 +152,7 @@ def _decode(
     """One chunk: prefill the prompts, repeat their cache for the K responses, then a token at a time; rows that have ended leave."""
     steps = uniform.shape[1]
     suppressed = policy.suppressed_tokens(keep_eos=settings.stop_at_eos) if settings.suppress_special_tokens else None
-    cache = make_cache(policy, *prompts.shape, steps)
+    cache = make_cache(policy, len(prompts), prompts.shape[1], steps)
     hidden = _prefilled(policy, prompts, prompt_mask, cache)
     if K > 1:
         cache.reorder_cache(torch.arange(len(prompts), device=prompts.device).repeat_interleave(K))  # pyright: ignore[reportArgumentType]
@@ -320,8 +320,7 @@ class _RoomyLayer(DynamicLayer):
         end = self.filled + key_states.shape[2]
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, self.filled : end] = new
-        self._fill(end)
-        return self.keys, self.values
+        return self._fill(end)
 
     def _begin(self, *states: Tensor) -> None:
         """Take the next prompts. Until they are all here the cache looks empty."""
@@ -335,10 +334,11 @@ class _RoomyLayer(DynamicLayer):
         if self.begun == self.rows:
             self._fill(self.width)
 
-    def _fill(self, end: int) -> None:
+    def _fill(self, end: int) -> tuple[Tensor, Tensor]:
         assert self.buffers is not None
         self.filled = end
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        self.keys, self.values = keys, values = self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
+        return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         assert self.buffers is not None
