@@ -37,7 +37,9 @@ def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str,
     assert difference(problems.trained(make()), problems.trained(make(micro_batch_tokens=size))) < 1e-6
 
 
-@pytest.mark.parametrize(("width", "dtype", "tokens"), [(32, 4, 896), (320, 4, 896), (512, 4, 512), (768, 4, 384), (768, 2, 896)])
+@pytest.mark.parametrize(
+    ("width", "dtype", "tokens"), [(32, 4, 1536), (256, 2, 1536), (320, 4, 896), (512, 4, 512), (768, 4, 384), (768, 2, 896)]
+)
 def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
     problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, dtype: int, tokens: int
 ) -> None:

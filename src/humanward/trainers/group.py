@@ -50,7 +50,7 @@ class GroupSettings(Config):
     """Passes over a step's episodes."""
     micro_batch_tokens: PositiveInt | None = None
     """Tokens per forward, in whole prompts with their responses, like lengths together. Changes memory and speed, never the result.
-    null: 384 to 896 on a CPU, fewer for wider models; 16384 on a GPU."""
+    null: 384 to 1536 on a CPU, fewer for wider models; 16384 on a GPU."""
     lr: PositiveFloat = 1e-6
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "constant"

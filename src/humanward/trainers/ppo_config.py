@@ -38,7 +38,7 @@ class PPOConfig(Config):
     """Passes over a step's episodes."""
     micro_batch_tokens: PositiveInt | None = None
     """Tokens per forward, in whole episodes, like lengths together. Changes memory and speed, never the result.
-    null: 384 to 896 on a CPU, fewer for wider models; 16384 on a GPU."""
+    null: 384 to 1536 on a CPU, fewer for wider models; 16384 on a GPU."""
     lr: PositiveFloat = 1e-5
     """Learning rate at the start."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"

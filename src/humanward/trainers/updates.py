@@ -258,7 +258,8 @@ def _fast_tokens(width: int, device: torch.device) -> int:
     """For a hidden state of so many bytes. A GPU wants long kernels. On a CPU the rest of a layer is worth as much as its products in a
     narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights.
     """
-    return max(384, min(896, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
+    most = 896 if width >= 1024 else 1536  # where a token's own memory is small too
+    return max(384, min(most, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
