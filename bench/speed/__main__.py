@@ -65,6 +65,9 @@ ROWS: dict[str, dict[str, Make]] = {
     "grpo": {
         "S": partial(groups.groups, method="grpo", count=8, K=8), "M": partial(groups.groups, method="grpo", count=2, K=8),
     },
+    "online_dpo": {
+        "S": partial(groups.groups, method="online_dpo", K=2), "M": partial(groups.groups, method="online_dpo", count=8, K=2),
+    },
     "ppo_one_trunk": {"S": partial(ppo.ppo, one_trunk=True), "M": partial(ppo.ppo, count=16, one_trunk=True)},
 }  # fmt: skip
 BOTH = ("ppo", "ppo_ragged")

@@ -1,4 +1,4 @@
-"""A whole step of RLOO and of GRPO, beside TRL's own trainers of the same release as the other rows."""
+"""A whole step of RLOO, of GRPO and of online DPO, beside TRL's own trainers of the same release as the other rows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from workloads import PAD, forward_flop, language_model, words
 
 from humanward.data import Task, TaskConfig
 from humanward.models import Policy
-from humanward.trainers import GroupConfig, GroupTrainer
+from humanward.trainers import GroupConfig, GroupTrainer, OnlineDPOConfig
 
 STEPS = 64
+PEERS = {"rloo": "RLOO", "grpo": "GRPO", "online_dpo": "OnlineDPO"}
 
 
 def groups(
-    shape: str, dtype: torch.dtype, device: str, *, method: Literal["rloo", "grpo"], count: int = 16, K: int = 4, prompt: int = 64,
-    response: int = 24,
+    shape: str, dtype: torch.dtype, device: str, *, method: Literal["rloo", "grpo", "online_dpo"], count: int = 16, K: int = 4,
+    prompt: int = 64, response: int = 24,
 ) -> Row:  # fmt: skip
     """K responses of a fixed length to each of ``count`` prompts, a score that costs nothing, one update.
 
-    Both have the KL to a reference: RLOO in the reward, GRPO in the loss. Prompts are of the six words of the tokenizer, since the peer
-    takes texts; responses are of the whole vocabulary.
+    All have the KL to a reference: RLOO in the reward, GRPO and online DPO in the loss. Prompts are of the six words of the tokenizer,
+    since the peer takes texts; responses are of the whole vocabulary.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(2, 8, (count, prompt), generator=generator).tolist()
@@ -38,9 +39,8 @@ def groups(
 
     def ours() -> Step:
         policy, reference = (Policy(language_model(shape, seed=0, device=device).to(dtype), words()) for _ in range(2))
-        config = GroupConfig(
-            episodes=count * K * STEPS, batch_size=count * K, responses_per_prompt=K, lr=1e-6, lr_schedule="constant", kl_coef=kl_coef
-        )
+        size: dict[str, Any] = {"episodes": count * K * STEPS, "batch_size": count * K, "responses_per_prompt": K, "lr": 1e-6}
+        config = OnlineDPOConfig(**size, beta=kl_coef) if method == "online_dpo" else GroupConfig(**size, kl_coef=kl_coef)
         task = Task(
             TaskConfig(
                 prompt_length=prompt, response_length=response, prompt_start=None, prompt_end=None, truncate_token=None, temperature=1.0,
@@ -56,7 +56,9 @@ def groups(
         steps = itertools.count()
         return lambda: trainer.step(next(steps))["kl"]
 
-    peer = partial(import_trl, "GRPOTrainer", "RLOOTrainer")
+    name = PEERS[method]
+    module = "trl.experimental.online_dpo" if method == "online_dpo" else "trl"
+    peer = partial(import_trl, f"{name}Config", f"{name}Trainer", module=module)
 
     def theirs(micro_batch: int) -> Step:
         import greenlet
@@ -64,18 +66,18 @@ def groups(
         from datasets import Dataset
         from transformers import GPT2LMHeadModel, TrainerCallback
 
-        peer()
-        from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-
+        _, Config, Trainer = peer()
         AcceleratorState._reset_state()
-        Config, Trainer = (RLOOConfig, RLOOTrainer) if method == "rloo" else (GRPOConfig, GRPOTrainer)
-        own: dict[str, Any] = {} if method == "rloo" else {"loss_type": "grpo", "num_iterations": 1}
+        own: dict[str, Any]
+        if method == "online_dpo":  # its batches are of prompts
+            own = {"per_device_train_batch_size": micro_batch // K, "max_new_tokens": response}
+        else:
+            own = {"per_device_train_batch_size": micro_batch, "num_generations": K, "max_completion_length": response}
+            own |= {"shuffle_dataset": False} | ({} if method == "rloo" else {"loss_type": "grpo", "num_iterations": 1})
         arguments = Config(
-            output_dir=tempfile.gettempdir() + "/humanward-bench", per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=count * K // micro_batch, num_generations=K, max_completion_length=response, temperature=1.0,
+            output_dir=tempfile.gettempdir() + "/humanward-bench", gradient_accumulation_steps=count * K // micro_batch, temperature=1.0,
             learning_rate=1e-6, lr_scheduler_type="constant", beta=kl_coef, max_steps=STEPS, report_to="none", use_cpu=device == "cpu",
-            bf16=dtype == torch.bfloat16, gradient_checkpointing=False, save_strategy="no", logging_strategy="no", disable_tqdm=True,
-            shuffle_dataset=False, **own,
+            bf16=dtype == torch.bfloat16, gradient_checkpointing=False, save_strategy="no", logging_strategy="no", disable_tqdm=True, **own,
         )  # fmt: skip
         back = greenlet.getcurrent()
 
@@ -101,10 +103,9 @@ def groups(
         training = greenlet.greenlet(trainer.train)
         return lambda: float(training.switch())
 
-    lengths = [(prompt, [response] * K)] * count
-    one = forward_flop(shape, lengths, head=True)
     # Sampling, the reference, and an update: forward and twice as much backward.
-    work = f"{method.upper()}, {count} prompts of {prompt} tokens with {K} responses of {response}, one update"
-    return Row(
-        ours, theirs, f"TRL {method.upper()}Trainer", [8, 16], 5 * one, count * (prompt + K * response), work, agree=None, peer_imports=peer
-    )
+    flop = 5 * forward_flop(shape, [(prompt, [response] * K)] * count, head=True)
+    work = f"{name}, {count} prompts of {prompt} tokens with {K} responses of {response}, one update"
+    # That of online DPO samples a micro-batch at a time, the others a whole batch.
+    sizes = [8, 16, 32] if method == "online_dpo" and count * K >= 32 else [8, 16]
+    return Row(ours, theirs, f"TRL {name}Trainer", sizes, flop, count * (prompt + K * response), work, agree=None, peer_imports=peer)

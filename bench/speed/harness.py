@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ class Row:
     """Imports what the peer is made of, before its memory is counted."""
 
 
-def import_trl(*trainers: str) -> list[Any]:
+def import_trl(*names: str, module: str = "trl") -> list[Any]:
     """What rows of TRL are made of; trl itself imports a trainer only when it is asked for."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import datasets
-    import trl
 
-    return [datasets.Dataset, *(getattr(trl, name) for name in trainers)]
+    trl = import_module(module)
+    return [datasets.Dataset, *(getattr(trl, name) for name in names)]
 
 
 def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ TITLES = {
     "ppo_one_trunk": "PPO step, policy and value on one trunk (the peer: two)",
     "rloo": "RLOO step, 4 responses to a prompt, 64 + 24 tokens",
     "grpo": "GRPO step, 8 responses to a prompt, 64 + 24 tokens",
+    "online_dpo": "online DPO step, 2 responses to a prompt, 64 + 24 tokens",
 }
 TO_REACH = {
     "dpo": (2.0, 3.0), "dpo_short": (1.3, 1.6), "dpo_k4": (2.3, 3.0), "dpo_ragged": (2.0, 3.0), "reward": (1.6, 2.0),
@@ -55,8 +56,8 @@ HEAD = """# Speed and memory beside peers
 
 `make bench` writes this page: each row is `python bench/speed ROW --write docs/benchmarks.md`, which runs our step and the peer's in turn
 in one process, from the same weights on the same batch. Rows of DPO and of reward models are refused where the first losses differ by more
-than 1e-3 of their size (1e-1 in bfloat16), rows of `generate` where the number of sampled tokens does; the steps of PPO, RLOO and GRPO draw
-responses of their own on each side, so that no number of them is compared. What it measured lies in
+than 1e-3 of their size (1e-1 in bfloat16), rows of `generate` where the number of sampled tokens does; the steps of PPO, RLOO, GRPO and
+online DPO draw responses of their own on each side, so that no number of them is compared. What it measured lies in
 [benchmarks.jsonl](benchmarks.jsonl). The peer has the fastest of several micro-batches, and no dropout, checkpointing or logging. Models
 have random weights: S is a GPT-2 of 10 layers x 256 with 8192 tokens (10 million weights), M is GPT-2 small (124 million). bfloat16 is
 what each side means by it: ours has 16-bit weights with float32 copies, the peer autocast.

@@ -173,8 +173,9 @@ def test_what_is_no_claim_is_said(text: str, fault: str) -> None:
 
 def test_measures() -> None:
     rows = [{"kl": float(i), "torn": math.nan} for i in range(8)]
-    cell = Measured({"kl": 99.0}, rows)
+    cell = Measured({"kl": 99.0}, rows, {"best_of_n": [(0.0, -2.0), (0.5, -1.0), (1.0, -1.5)]})
     expected = {"kl": 99.0, "last(kl)": 7.0, "first(kl)": 0.0, "max(kl)": 7.0, "mean(kl)": 3.5, "tail(kl)": 6.5, "kl@3": 3.0, "kl@8": None}
+    expected |= {"first(best_of_n)": -2.0, "last(best_of_n)": -1.5, "max(best_of_n)": -1.0}
     assert {text: Measure.parse(text).of(cell) for text in expected} == expected
     assert Measure.parse("torn").of(cell) is None
     with pytest.raises(ValueError, match="is no measure"):

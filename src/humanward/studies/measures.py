@@ -35,7 +35,9 @@ class Measured:
     """(KL, score) of ``BESIDE``."""
 
     def series(self, name: str) -> list[float]:
-        """A number of every step that has it."""
+        """A number of every step that has it, or the scores of one of ``lines``."""
+        if name in self.lines:
+            return [score for _, score in self.lines[name]]
         return [value for row in self.steps if (value := finite(row.get(name))) is not None]
 
 
