@@ -72,7 +72,8 @@ optimises is 65 % in float32 and 40 % in bfloat16.
 
 On CPUs with AVX-512 that are not Intel's, ours multiplies float32 by OpenBLAS, since PyTorch's library does without it there
 (`humanward.models.products`). The peer has PyTorch's, as its user has, and the share is of PyTorch's rate, as the floors are. In brackets
-behind both: how many times as fast ours is as the peer by OpenBLAS too, put there by us, and the share of OpenBLAS's rate.
+behind both: how many times as fast ours is as the peer by OpenBLAS too, put there by us (our median beside the least of three of its
+steps, so that a doubt is the peer's), and the share of OpenBLAS's rate. float32 rows of such a CPU without brackets are older than that.
 """
 
 PROFILE = """
@@ -152,7 +153,7 @@ def line(row: dict[str, Any]) -> str:
     cells = (
         TITLES[row["row"]], row["shape"], row["dtype"], ours, theirs, f"**{row['times_as_fast']:.2f}**{same}", aims,
         f"{memory['ours']} / {memory['theirs']}" if memory else "to be measured again",
-        f"{row['memory_ratio']:.2f}{missed(row['memory_ratio'] > MEMORY_TO_REACH)}" if memory else "",
+        f"{memory['ours'] / memory['theirs']:.2f}{missed(memory['ours'] > MEMORY_TO_REACH * memory['theirs'])}" if memory else "",
         f"{row['tokens_per_second']}", f"{100 * share:.0f} %{beside}{missed(share < least)}",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"

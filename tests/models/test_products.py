@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -149,21 +151,25 @@ def test_small_products_are_left(library: OpenBLAS) -> None:
 
 def test_operators_and_their_gradients(operators: list[bool]) -> None:
     x, y, w, bias = torch.randn(6, 5), torch.randn(3, 6, 5), torch.randn(7, 5), torch.randn(7)
+    room = torch.full((3, 6, 6), math.nan)
     calls = {
-        "linear": lambda x, y, w, b: torch.nn.functional.linear(x, w, b),
-        "three dimensions": lambda x, y, w, b: torch.nn.functional.linear(y, w, b),
-        "no bias": lambda x, y, w, b: x @ w.T,
-        "several": lambda x, y, w, b: torch.bmm(y, y.mT),
-        "addmm": lambda x, y, w, b: torch.addmm(torch.outer(x[:, 0], b), x, w.T, beta=0.5, alpha=2),
-        "baddbmm": lambda x, y, w, b: torch.baddbmm(y @ y.mT, y, y.mT, alpha=2),
-        "in place": lambda x, y, w, b: (x @ w.T).addmm_(x, w.T, beta=2, alpha=3),
+        "linear": (True, lambda x, y, w, b: torch.nn.functional.linear(x, w, b)),
+        "three dimensions": (True, lambda x, y, w, b: torch.nn.functional.linear(y, w, b)),
+        "no bias": (True, lambda x, y, w, b: x @ w.T),
+        "several": (True, lambda x, y, w, b: torch.bmm(y, y.mT)),
+        "addmm": (True, lambda x, y, w, b: torch.addmm(b, x, w.T, beta=0.5, alpha=2)),
+        "addmm, a matrix": (False, lambda x, y, w, b: torch.addmm(torch.outer(x[:, 0], b), x, w.T, beta=0.5, alpha=2)),
+        "baddbmm": (False, lambda x, y, w, b: torch.baddbmm(y.sum(2)[:, None].expand(3, 6, 6), y, y.mT, alpha=2)),
+        "baddbmm, nothing": (True, lambda x, y, w, b: torch.baddbmm(room.to(y.dtype), y, y.mT, beta=0, alpha=2)),
+        "in place": (True, lambda x, y, w, b: (x @ w.T).addmm_(x, w.T, beta=2, alpha=3)),
     }
-    for name, call in calls.items():
+    for name, (by_the_library, call) in calls.items():
         found, expected = [], []
         for kept, dtype in ((found, torch.float32), (expected, torch.float64)):
             leaves = [t.detach().to(dtype).requires_grad_() for t in (x, y, w, bias)]
             operators.clear()
             result = call(*leaves)
+            assert (operators[-1:] == [True]) == (by_the_library and dtype == torch.float32), name
             result.pow(2).sum().backward()
             assert any(operators) == (dtype == torch.float32), name
             kept += [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
@@ -172,8 +178,7 @@ def test_operators_and_their_gradients(operators: list[bool]) -> None:
             assert is_near(ours, true, float(true.abs().max())), name
 
 
-@pytest.mark.usefixtures("operators")
-def test_operators_leave_what_is_not_theirs() -> None:
+def test_operators_leave_what_is_not_theirs(operators: list[bool]) -> None:
     a = torch.randn(4, 5)
     assert (a.double() @ a.double().T).dtype == torch.float64
     assert (a.bfloat16() @ a.bfloat16().T).dtype == torch.bfloat16
@@ -190,8 +195,30 @@ def test_operators_leave_what_is_not_theirs() -> None:
             wrong()
     with pytest.raises((TypeError, RuntimeError)):
         torch.addmm(torch.zeros(4), a, a.T, alpha=1j)
-    with multiplied_by_pytorch():
-        assert is_near(a @ a.T, a.double() @ a.double().T, 10)
+
+
+def test_they_can_be_given_back_for_a_while(operators: list[bool]) -> None:
+    a = torch.randn(4, 5)
+    expected = a.double() @ a.double().T
+    for by_pytorch in (True, False):
+        with multiplied_by_pytorch() if by_pytorch else nullcontext():
+            operators.clear()
+            assert is_near(a @ a.T, expected, 10)
+        assert operators == [not by_pytorch]
+
+
+@pytest.mark.parametrize(("threads", "most"), [(1, 64), (2, 1), (3, 2)])
+def test_more_threads_than_it_can_serve(everything: OpenBLAS, monkeypatch: pytest.MonkeyPatch, threads: int, most: int) -> None:
+    monkeypatch.setattr(products, "MOST_THREADS", most)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for several in ((), (2,), (5,)):
+            a, b, out = torch.randn(*several, 40, 30), torch.randn(*several, 30, 50), torch.empty(*several, 40, 50)
+            assert everything.multiply(a, b, out)
+            assert is_near(out, a.double() @ b.double(), 30)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch cannot be told to use fewer")

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from humanward.cli.options import AsJson, Run, example
-from humanward.cli.progress import Bars
-from humanward.cli.terminal import note
+from humanward.cli.running import opened
 from humanward.errors import UserError
-from humanward.storage import StopFlag
 
 Side = typer.Option(help="policy, reference, sft, round:N or a model's folder.", show_default=True)
 
@@ -40,20 +38,17 @@ def compare(
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    with StopFlag() as stop:
-        note("starting …")
+    with opened(run, None) as (loop, bars):
         from pydantic import ValidationError
 
         from humanward.report import build_report
-        from humanward.rounds import CompareConfig, HeadToHead, Loop
+        from humanward.rounds import CompareConfig, HeadToHead
 
         values = {"a": a, "b": b, "labeler": labeler, "maximum": maximum, "precise": precise, "level": level}
         try:
             config = CompareConfig.model_validate(values)
         except ValidationError as error:
             raise UserError("; ".join(_fault(one) for one in error.errors())) from None
-        bars = Bars(lambda: None)
-        loop = Loop(run, progress=bars, stop=stop, tell=bars.tell)
         with bars:
             results = HeadToHead(loop.context, config, name).run()
         report = build_report(run)

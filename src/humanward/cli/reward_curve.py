@@ -8,10 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from humanward.cli.options import AsJson, Run, example
-from humanward.cli.progress import Bars
-from humanward.cli.terminal import note
+from humanward.cli.running import opened
 from humanward.errors import UserError
-from humanward.storage import StopFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -31,14 +29,10 @@ def reward_curve(
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    with StopFlag() as stop:
-        note("starting …")
+    with opened(run, None) as (loop, bars):
         from humanward.report import build_report
-        from humanward.rounds import Loop
         from humanward.rounds.reward_curve import reward_curve as measured
 
-        bars = Bars(lambda: None)
-        loop = Loop(run, progress=bars, stop=stop, tell=bars.tell)
         with bars:
             results = measured(loop.context, sizes=sizes, repeats=repeats)
         report = build_report(run)

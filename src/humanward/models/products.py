@@ -1,7 +1,7 @@
 """Products of float32 matrices by OpenBLAS, on CPUs whose vector instructions PyTorch's own library does not use.
 
-PyTorch gives them to MKL, which uses AVX-512 on Intel's CPUs alone. On AMD's, OpenBLAS is about twice as fast (`humanward doctor`
-measures it). Its own threads would fight for the cores with PyTorch's, which spin for milliseconds after each operator; so PyTorch's
+PyTorch gives them to MKL, which uses AVX-512 on Intel's CPUs alone. On AMD's, OpenBLAS is about twice as fast (`bench/speed`
+measures both). Its own threads would fight for the cores with PyTorch's, which spin for milliseconds after each operator; so PyTorch's
 threads call it, a piece of the result each.
 """
 
@@ -91,8 +91,9 @@ class OpenBLAS:
         if added is not None and beta != 0:
             out.copy_(added)
         alpha, beta = float(alpha), float(beta)  # careful: what the call below does not take would go unheard
-        threads = min(torch.get_num_threads(), MOST_THREADS)
-        if 1 < count >= threads:
+        team = torch.get_num_threads()  # careful: all of them; OpenMP ends the threads that a smaller team leaves out, and makes them anew
+        pieces = min(team, MOST_THREADS)
+        if 1 < count >= pieces:
             calls = starmap(
                 self._sgemm_batch,
                 [
@@ -101,7 +102,7 @@ class OpenBLAS:
                         *(second.at(number, 0, 0), second.lead, second.matrix, beta, result.at(number, 0, 0), result.lead, result.matrix),
                         own,
                     )
-                    for number, own in cuts(count, threads)
+                    for number, own in cuts(count, pieces)
                 ],
             )
         else:
@@ -113,11 +114,11 @@ class OpenBLAS:
                         *(second.at(number, 0, left), second.lead, beta, result.at(number, top, left), result.lead),
                     )
                     for number in range(count)
-                    for top, rows, left, columns in grid(m, n, max(threads // count, 1))
+                    for top, rows, left, columns in grid(m, n, max(pieces // count, 1))
                 ],
             )
-        if threads > 1:
-            self._in_team(_drain, calls, threads, 0)
+        if team > 1:
+            self._in_team(_drain, calls, team, 0)
         else:
             deque(calls, maxlen=0)
         return True

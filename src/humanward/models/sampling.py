@@ -182,7 +182,7 @@ def _prefilled(policy: Policy, prompts: Tensor, mask: Tensor, cache: Cache) -> F
     found: list[Tensor] = []
     for rows, width in _parts(mask.sum(1).tolist(), _prefill_tokens(prompts.device)) if in_parts else [(slice(None), prompts.shape[1])]:
         ids, own = prompts[rows, -width:], mask[rows, -width:]
-        found.append(_cached(policy, ids, own, position_ids(own), cache))
+        found.append(_cached(policy, ids, own, position_ids(own), cache).clone())  # careful: a view would keep every state of its part
     return torch.cat(found)
 
 
