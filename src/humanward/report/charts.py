@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from humanward.report.svg import PALETTE
@@ -311,7 +312,11 @@ def comparison(
         for name, line in beside:
             shown = [p for p in line if p[0] <= 1.15 * right] or line[:1]
             axes.plot(*zip(*shown, strict=True), color=MUTED, linewidth=1.3, linestyle=(0, (5, 3)))
-            axes.annotate(name, shown[-1], (-2, 3), textcoords="offset points", color=MUTED, fontsize=11, ha="right")
+            at_left = shown[-1][0] < 0.4 * right  # its name would run over the axis
+            axes.annotate(
+                name, shown[-1], (-8, 18) if at_left else (-2, 3), textcoords="offset points", color=MUTED, fontsize=11,
+                ha="left" if at_left else "right", path_effects=[withStroke(linewidth=3, foreground=PAGE)],
+            )  # fmt: skip
             heights += [y for _, y in shown]
         _frame(axes, heights)
         axes.set_xlabel(x_label)
