@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,29 @@ def deterministic_torch() -> None:
     if torch is not None:
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture
+def tensors_made() -> Callable[[], AbstractContextManager[list[int]]]:
+    """tensors_made(): the elements of every tensor that PyTorch's operators make within; views make none."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    @contextmanager
+    def watched() -> Iterator[list[int]]:
+        made: list[int] = []
+
+        class Watch(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                out = func(*args, **(kwargs or {}))
+                tensors = (x for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, torch.Tensor))
+                made.extend(x.numel() for x in tensors if not x._is_view())
+                return out
+
+        with Watch():
+            yield made
+
+    return watched
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from humanward.models import Policy
 from humanward.trainers import GroupConfig, GroupTrainer, OnlineDPOConfig
 
 STEPS = 64
-PEERS = {"rloo": "RLOO", "grpo": "GRPO", "online_dpo": "OnlineDPO"}
+PEERS = {"rloo": ("trl", "RLOO"), "grpo": ("trl", "GRPO"), "online_dpo": ("trl.experimental.online_dpo", "OnlineDPO")}
 
 
 def groups(
@@ -56,8 +56,7 @@ def groups(
         steps = itertools.count()
         return lambda: trainer.step(next(steps))["kl"]
 
-    name = PEERS[method]
-    module = "trl.experimental.online_dpo" if method == "online_dpo" else "trl"
+    module, name = PEERS[method]
     peer = partial(import_trl, f"{name}Config", f"{name}Trainer", module=module)
 
     def theirs(micro_batch: int) -> Step:

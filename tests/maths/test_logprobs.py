@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from humanward.maths import chunked_head, entropy, gather_logprobs, linear_log_collision, linear_logprobs
 from humanward.maths.chunked_head import add_product
@@ -208,20 +209,12 @@ def test_large_logits_neither_overflow_nor_lose_the_token():
     assert entropies.item() == pytest.approx(0.582203, abs=1e-4)
 
 
-def test_nothing_larger_than_a_chunk_is_made_or_kept():
+def test_nothing_larger_than_a_chunk_is_made_or_kept(tensors_made: Callable[[], AbstractContextManager[list[int]]]):
     rows, vocabulary, chunk = 64, 300, 8
     hidden, weight = torch.randn(rows, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
     tokens = torch.zeros(rows, dtype=torch.long)
-    made = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            made.extend(x.numel() for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, torch.Tensor))
-            return out
-
     kept = []
-    with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    with tensors_made() as made, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         logprobs, entropies = linear_logprobs(hidden, weight, tokens, chunk_rows=chunk, softcap=30.0)
         (logprobs.sum() + entropies.sum()).backward()
     assert max(made) == chunk * vocabulary
@@ -311,25 +304,15 @@ def test_sixteen_bit_operands_on_a_cpu(chunk_rows: int, converted: int, monkeypa
     assert (matmul and matmul.fp32_precision) == before
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that an operator makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        made = operator(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and not made._is_view():
-            self.elements = max(self.elements, made.numel())
-        return made
-
-
-def test_a_sixteen_bit_head_is_never_whole_in_float32(monkeypatch: pytest.MonkeyPatch):
+def test_a_sixteen_bit_head_is_never_whole_in_float32(
+    tensors_made: Callable[[], AbstractContextManager[list[int]]], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(chunked_head, "_CONVERTED", 64)
     hidden, weight = torch.randn(8, 64).bfloat16().requires_grad_(), torch.randn(300, 64).bfloat16()
-    with Largest() as seen:
+    with tensors_made() as made:
         linear_logprobs(hidden, weight, torch.arange(8))[0].sum().backward()
     assert hidden.grad is not None
-    assert seen.elements == 64 * 64
+    assert max(made) == 64 * 64
 
 
 def test_log_collision_is_that_of_the_logits():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -473,20 +473,14 @@ def test_long_questions_on_a_cpu_attend_by_products(monkeypatch: pytest.MonkeyPa
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_by_products_keeps_no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_by_products_keeps_no_scores(
+    tensors_made: Callable[[], AbstractContextManager[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What waits for the gradient is what the attention was given; and no matrix is larger than a block of queries over all keys."""
-    monkeypatch.setattr(blockwise, "BLOCK", 100)
+    monkeypatch.setattr(blockwise, "BLOCK", 50)  # 100 in 16 bits
     given = [torch.randn(1, 600, 2, 8, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
     kept: list[int] = []
-    made: list[int] = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            made.extend(x.numel() for x in (out if isinstance(out, tuple) else (out,)) if isinstance(x, Tensor))
-            return out
-
-    with Watch(), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+    with tensors_made() as made, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         attention.attend(*given, None, True, attention.Scoring(None, 0.0, None, None)).sum().backward()
     assert max(kept) == 600 * 2 * 8
     assert max(made) <= 2 * 100 * 600

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -178,9 +178,11 @@ def _decode(
 
 def _prefilled(policy: Policy, prompts: Tensor, mask: Tensor, cache: Cache) -> Float[Tensor, "B D"]:
     """The last state of each prompt, the longest first: some at a time where the cache takes them so, without longer ones' padding."""
-    in_parts = bool(cache.layers) and all(isinstance(layer, _RoomyLayer) for layer in cache.layers)
     found: list[Tensor] = []
-    for rows, width in _parts(mask.sum(1).tolist(), _prefill_tokens(prompts.device)) if in_parts else [(slice(None), prompts.shape[1])]:
+    parts: Iterable[tuple[slice, int]] = [(slice(None), prompts.shape[1])]
+    if cache.layers and all(isinstance(layer, _RoomyLayer) for layer in cache.layers):
+        parts = _parts(mask.sum(1).tolist(), _prefill_tokens(prompts.device))
+    for rows, width in parts:
         ids, own = prompts[rows, -width:], mask[rows, -width:]
         found.append(_cached(policy, ids, own, position_ids(own), cache).clone())  # careful: a view would keep every state of its part
     return torch.cat(found)
