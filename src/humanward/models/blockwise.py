@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCK = 128
-"""Queries whose scores are held at once."""
+"""Queries whose scores are held at once; in 16 bits twice as many, which take as much memory and are faster there."""
 
 
 def by_products(
@@ -68,9 +68,10 @@ class _Blocks:
         count = q.shape[2]
         self.masked = count if mask is None else count - mask.shape[-2]
         """The first query of which the mask speaks."""
-        self.rows = _even(0, self.masked) + _even(self.masked, count)
+        width = 2 * BLOCK if q.element_size() == 2 else BLOCK
+        self.rows = _even(0, self.masked, width) + _even(self.masked, count, width)
         self.nothing = q.new_empty(())
-        self.ceiling = _ceiling(BLOCK, q.dtype, q.device)
+        self.ceiling = _ceiling(width, q.dtype, q.device)
 
     def weights(self, rows: slice) -> Float[Tensor, "G rows seen"]:
         end = rows.stop if self.causal else self.keys.shape[1]
@@ -93,7 +94,7 @@ def _ceiling(width: int, dtype: torch.dtype, device: torch.device) -> Float[Tens
     return torch.full((width, width), float("-inf"), dtype=dtype, device=device).triu_(1)
 
 
-def _even(start: int, stop: int) -> list[slice]:
-    """Blocks of even size, none above ``BLOCK``."""
-    count = -(-(stop - start) // BLOCK)
+def _even(start: int, stop: int, width: int) -> list[slice]:
+    """Blocks of even size, none above ``width``."""
+    count = -(-(stop - start) // width)
     return [slice(start + (stop - start) * i // count, start + (stop - start) * (i + 1) // count) for i in range(count)]
