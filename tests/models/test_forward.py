@@ -473,14 +473,30 @@ def test_long_questions_on_a_cpu_attend_by_products(monkeypatch: pytest.MonkeyPa
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_by_products_keeps_no_scores(
-    tensors_made: Callable[[], AbstractContextManager[list[int]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What waits for the gradient is what the attention was given; and no matrix is larger than a block of queries over all keys."""
+@pytest.mark.parametrize(
+    ("dtype", "keys", "keeps"), [(torch.float32, 600, False), (torch.bfloat16, 1100, False), (torch.bfloat16, 600, True)]
+)
+def test_attention_by_products_holds_a_block_of_scores(
+    tensors_made: Callable[[], AbstractContextManager[list[int]]], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, keys: int,
+    keeps: bool,
+) -> None:  # fmt: skip
+    """No matrix is larger than that. Kept for the gradient is what the attention was given; with few keys in 16 bits the weights too."""
     monkeypatch.setattr(blockwise, "BLOCK", 50)  # 100 in 16 bits
-    given = [torch.randn(1, 600, 2, 8, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    given = [torch.randn(1, keys, 2, 8, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
     kept: list[int] = []
     with tensors_made() as made, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         attention.attend(*given, None, True, attention.Scoring(None, 0.0, None, None)).sum().backward()
-    assert max(kept) == 600 * 2 * 8
-    assert max(made) <= 2 * 100 * 600
+    assert max(made) <= 2 * 100 * keys
+    weights = [2 * 100 * seen for seen in range(100, 601, 100)] if keeps else []
+    assert kept == [keys * 2 * 8] * 3 + weights
+
+
+def test_a_gradient_from_kept_weights_is_that_of_weights_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(2, 3, 600, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    found = []
+    for keys in (600, 599):
+        monkeypatch.setattr(blockwise, "KEPT", keys)
+        found.append(torch.autograd.grad(blockwise.by_products(*given, None, causal=True).square().sum(), given))
+    for kept, again in zip(*found, strict=True):
+        assert torch.equal(kept, again)

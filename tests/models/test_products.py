@@ -149,6 +149,11 @@ def test_small_products_are_left(library: OpenBLAS) -> None:
     assert library.multiply(torch.randn(512, 512), torch.randn(512, 512), torch.empty(512, 512))
 
 
+def added_to_a_part(whole: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    whole[:, : a.shape[1]].baddbmm_(a, b, alpha=3)
+    return whole
+
+
 def test_operators_and_their_gradients(operators: list[bool]) -> None:
     x, y, w, bias = torch.randn(6, 5), torch.randn(3, 6, 5), torch.randn(7, 5), torch.randn(7)
     room = torch.full((3, 6, 6), math.nan)
@@ -162,6 +167,8 @@ def test_operators_and_their_gradients(operators: list[bool]) -> None:
         "baddbmm": (False, lambda x, y, w, b: torch.baddbmm(y.sum(2)[:, None].expand(3, 6, 6), y, y.mT, alpha=2)),
         "baddbmm, nothing": (True, lambda x, y, w, b: torch.baddbmm(room.to(y.dtype), y, y.mT, beta=0, alpha=2)),
         "in place": (True, lambda x, y, w, b: (x @ w.T).addmm_(x, w.T, beta=2, alpha=3)),
+        "several, in place": (True, lambda x, y, w, b: (y @ y.mT).baddbmm_(y, y.mT, beta=2, alpha=3)),
+        "several, in the place of a part": (True, lambda x, y, w, b: added_to_a_part(torch.bmm(y, y.mT), y[:, :4], y.mT)),
     }
     for name, (by_the_library, call) in calls.items():
         found, expected = [], []
@@ -189,6 +196,7 @@ def test_operators_leave_what_is_not_theirs(operators: list[bool]) -> None:
     for wrong in (
         lambda: torch.mm(a, a), lambda: torch.mm(a[0], a.T), lambda: torch.mm(a, a.T.double()), lambda: torch.bmm(a, a),
         lambda: torch.mm(one, a), lambda: torch.zeros(3, 3).addmm_(a, a.T), lambda: torch.zeros(4, 4).addmm_(one, a),
+        lambda: torch.zeros(1, 4, 4).baddbmm_(three, three.mT), lambda: torch.zeros(2, 4, 4).baddbmm_(a, three.mT),
         lambda: torch.baddbmm(torch.zeros(7, 7, 7), three, three.mT, beta=0),
     ):  # fmt: skip
         with pytest.raises(RuntimeError):

@@ -6,6 +6,7 @@ The fused kernel runs there at a third of the rate of a large product, and its g
 from __future__ import annotations
 
 import functools
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor
 
 BLOCK = 128
 """Queries whose scores are held at once; in 16 bits twice as many, which take as much memory and are faster there."""
+KEPT = 1024
+"""Keys up to which weights of 16 bits are kept for the gradient: to compute them again is a quarter of it, and they are a small part of
+what a layer keeps, which grows with the keys."""
 
 
 def by_products(
     q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H S D"], v: Float[Tensor, "B H S D"], mask: Tensor | None, causal: bool,
     scaling: float | None = None,
 ) -> Float[Tensor, "B H Q D"]:  # fmt: skip
-    """softmax(q k^T * scaling) v; a gradient computes the weights again. ``scaling``: None is one by the root of D.
+    """softmax(q k^T * scaling) v; a gradient may compute the weights again. ``scaling``: None is one by the root of D.
 
     ``mask``: True = seen, or added to the scores. ``causal``: as many keys as queries, each sees those before it and itself. With both, the
     mask may be smaller than [..., Q, S] and then speaks of the last queries and the last keys. It must hide what is behind its queries.
@@ -31,32 +35,33 @@ def by_products(
 class _ByProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, mask)
-        ctx.causal, ctx.scaling = causal, scaling
         blocks, values, out = _Blocks(q, k, mask, causal, scaling), v.flatten(0, 1), torch.empty_like(q)
+        keeps = q.element_size() == 2 and k.shape[2] <= KEPT and any(ctx.needs_input_grad)
+        kept: list[Tensor] = []
         for rows in blocks.rows:
             weights = blocks.weights(rows)
             out[:, :, rows] = torch.bmm(weights, values[:, : weights.shape[2]]).unflatten(0, q.shape[:2])
+            kept += [weights] if keeps else []
+        ctx.save_for_backward(q, k, v, mask, *kept)
+        ctx.causal, ctx.scaling = causal, scaling
         return out
 
     @staticmethod
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, mask = ctx.saved_tensors
+        q, k, v, mask, *kept = ctx.saved_tensors
         q, k, v, out_grad = (x.contiguous() for x in (q, k, v, out_grad))
         blocks, scaling = _Blocks(q, k, mask, ctx.causal, ctx.scaling), ctx.scaling
         queries, keys, values, grads = (x.flatten(0, 1) for x in (q, k, v, out_grad))
-        q_grad, nothing = torch.empty_like(queries), q.new_empty(())
-        # Sums over blocks, so not in 16 bits.
-        k_grad, v_grad = (torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (keys, values))
-        for rows in blocks.rows:
-            weights, grad = blocks.weights(rows), grads[:, rows]
+        q_grad, k_grad, v_grad = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        for rows, own in zip(blocks.rows, kept or repeat(None)):
+            weights, grad = blocks.weights(rows) if own is None else own, grads[:, rows]
             seen = slice(weights.shape[2])
-            v_grad[:, seen] += torch.bmm(weights.transpose(1, 2), grad)
+            v_grad[:, seen].baddbmm_(weights.transpose(1, 2), grad)
             scores_grad = torch.bmm(grad, values[:, seen].transpose(1, 2))
             scores_grad = torch.ops.aten._softmax_backward_data(scores_grad, weights, -1, weights.dtype)
-            q_grad[:, rows] = torch.baddbmm(nothing, scores_grad, keys[:, seen], beta=0, alpha=scaling)
-            k_grad[:, seen] += torch.baddbmm(nothing, scores_grad.transpose(1, 2), queries[:, rows], beta=0, alpha=scaling)
-        return *(x.to(q.dtype).unflatten(0, q.shape[:2]) for x in (q_grad, k_grad, v_grad)), None, None, None
+            q_grad[:, rows] = torch.baddbmm(blocks.nothing, scores_grad, keys[:, seen], beta=0, alpha=scaling)
+            k_grad[:, seen].baddbmm_(scores_grad.transpose(1, 2), queries[:, rows], alpha=scaling)
+        return *(x.unflatten(0, q.shape[:2]) for x in (q_grad, k_grad, v_grad)), None, None, None
 
 
 class _Blocks:

@@ -240,6 +240,13 @@ class _Operators:
         done = beta == 0 and added.dtype == out.dtype and added.shape == out.shape and self._multiply(a, b, out, alpha=alpha)
         return out if done else torch.baddbmm(added, a, b, beta=beta, alpha=alpha, out=out)
 
+    def baddbmm_(self, out: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        if out.dim() == 3 and self._multiply(a, b, out, alpha=alpha, beta=beta):
+            return out
+        if a.dim() == b.dim() == 3 and out.shape == (a.shape[0], a.shape[1], b.shape[2]):
+            return torch.baddbmm(out, a, b, beta=beta, alpha=alpha, out=out)
+        raise RuntimeError(f"baddbmm_: {list(out.shape)} is not the shape of products of {list(a.shape)} and {list(b.shape)}")
+
 
 def _room(a: Tensor, b: Tensor, dims: int) -> Tensor:
     """For their product; of no size, which PyTorch changes, where they have none."""
@@ -251,7 +258,7 @@ def take_over(library: OpenBLAS) -> torch.library.Library:
     kernels, operators = torch.library.Library("aten", "IMPL"), _Operators(library)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they have kernels already is what this is about
-        for name in ("mm", "bmm", "addmm", "addmm_", "baddbmm"):
+        for name in ("mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_"):
             kernels.impl(name, getattr(operators, name), "CPU")
     return kernels
 
