@@ -1,8 +1,8 @@
 """Products of float32 matrices by OpenBLAS, on CPUs whose vector instructions PyTorch's own library does not use.
 
-PyTorch gives them to MKL, which uses AVX-512 on Intel's CPUs alone. On AMD's, OpenBLAS is about twice as fast (`bench/speed`
-measures both). Its own threads would fight for the cores with PyTorch's, which spin for milliseconds after each operator; so PyTorch's
-threads call it, a piece of the result each.
+PyTorch gives them to MKL, which uses AVX-512 on Intel's CPUs alone. On AMD's, OpenBLAS is about twice as fast since Zen 5, and a little
+faster on Zen 4 (`bench/speed` measures both). Its own threads would fight for the cores with PyTorch's, which spin for milliseconds after
+each operator; so PyTorch's threads call it, a piece of the result each.
 """
 
 from __future__ import annotations
