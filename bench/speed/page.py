@@ -182,4 +182,6 @@ def _cpu() -> str:
     lines = [line.partition(":") for line in path.read_text().splitlines()] if path.exists() else []
     facts = {name.strip(): value.strip() for name, _, value in reversed(lines)}  # the first CPU's
     name = facts.get("model name") or platform.processor()
-    return name if "cpu family" not in facts or any(c.isdigit() for c in name) else f"{name} (family {facts['cpu family']})"
+    if "cpu family" not in facts or any(c.isdigit() for c in name):
+        return name
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})"

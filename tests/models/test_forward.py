@@ -416,12 +416,12 @@ def test_the_lm_head_of_a_reward_model_waits_for_no_gradient() -> None:
 @pytest.mark.parametrize("mask", ["causal", "seen", "added"])
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (300, 300), (7, 20), (300, 310)])
 def test_attention_by_products_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, mask: str) -> None:
-    """In float64 the same to rounding, forward and backward, also over several blocks of queries."""
+    """In float64 the same to rounding, forward and backward, also over several blocks of queries, and with values narrower than keys."""
     if mask == "causal" and queries != keys:
         pytest.skip("causal attention has as many keys as queries")
     generator = torch.Generator().manual_seed(0)
     # Heads of a token side by side, as models make them.
-    sizes = [(2, queries, 3, 4), (2, keys, 3, 4), (2, keys, 3, 4)]
+    sizes = [(2, queries, 3, 4), (2, keys, 3, 4), (2, keys, 3, 2)]
     given = [torch.randn(size, generator=generator, dtype=torch.float64).transpose(1, 2).requires_grad_() for size in sizes]
     masks = {
         "causal": None,
@@ -489,6 +489,21 @@ def test_attention_by_products_holds_a_block_of_scores(
     assert max(made) <= 2 * 100 * keys
     weights = [2 * 100 * seen for seen in range(100, 601, 100)] if keeps else []
     assert kept == [keys * 2 * 8] * 3 + weights
+
+
+@pytest.mark.parametrize("keys", [600, 2100])
+@pytest.mark.parametrize("mean", [0.0, 2.0])
+def test_16_bit_gradients_of_attention_by_products_are_near_the_true_ones(keys: int, mean: float) -> None:
+    """Over several blocks, also where what they add up to a key is all of one sign, so that the sum outgrows the parts."""
+    generator = torch.Generator().manual_seed(0)
+    *given, grad = (torch.randn(1, 2, keys, 16, generator=generator).bfloat16() for _ in range(4))
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        out = blockwise.by_products(*leaves, None, causal=True)
+        found.append([x.double() for x in (out, *torch.autograd.grad(out, leaves, (grad + mean).to(dtype)))])
+    for one, true in zip(*found, strict=True):
+        assert (one - true).norm() <= 1e-2 * true.norm()
 
 
 def test_a_gradient_from_kept_weights_is_that_of_weights_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,18 +6,20 @@ The fused kernel runs there at a third of the rate of a large product, and its g
 from __future__ import annotations
 
 import functools
-from itertools import repeat
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 BLOCK = 128
 """Queries whose scores are held at once; in 16 bits twice as many, which take as much memory and are faster there."""
 KEPT = 1024
-"""Keys up to which weights of 16 bits are kept for the gradient: to compute them again is a quarter of it, and they are a small part of
-what a layer keeps, which grows with the keys."""
+"""Keys up to which weights of 16 bits are kept for the gradient: to compute them again is a quarter of its time. They grow with the keys,
+and at so many are about as large as all else that a layer keeps."""
+FEW = 4
+"""Blocks whose sum may be one of 16 bits, rounded after each."""
 
 
 def by_products(
@@ -35,7 +37,8 @@ def by_products(
 class _ByProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float) -> Tensor:
-        blocks, values, out = _Blocks(q, k, mask, causal, scaling), v.flatten(0, 1), torch.empty_like(q)
+        blocks, values = _Blocks(q, k, mask, causal, scaling), v.flatten(0, 1)
+        out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as models have it: a token's heads together
         keeps = q.element_size() == 2 and k.shape[2] <= KEPT and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         for rows in blocks.rows:
@@ -47,21 +50,30 @@ class _ByProducts(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, mask, *kept = ctx.saved_tensors
         q, k, v, out_grad = (x.contiguous() for x in (q, k, v, out_grad))
         blocks, scaling = _Blocks(q, k, mask, ctx.causal, ctx.scaling), ctx.scaling
         queries, keys, values, grads = (x.flatten(0, 1) for x in (q, k, v, out_grad))
-        q_grad, k_grad, v_grad = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        for rows, own in zip(blocks.rows, kept or repeat(None)):
-            weights, grad = blocks.weights(rows) if own is None else own, grads[:, rows]
+        summed = q.dtype if len(blocks.rows) <= FEW else torch.promote_types(q.dtype, torch.float32)
+        q_grad, k_grad, v_grad = torch.empty_like(queries), torch.zeros_like(keys, dtype=summed), torch.zeros_like(values, dtype=summed)
+        for number, rows in enumerate(blocks.rows):
+            weights, grad = kept[number] if kept else blocks.weights(rows), grads[:, rows]
             seen = slice(weights.shape[2])
-            v_grad[:, seen].baddbmm_(weights.transpose(1, 2), grad)
+            _add(v_grad[:, seen], weights.transpose(1, 2), grad)
             scores_grad = torch.bmm(grad, values[:, seen].transpose(1, 2))
             scores_grad = torch.ops.aten._softmax_backward_data(scores_grad, weights, -1, weights.dtype)
             q_grad[:, rows] = torch.baddbmm(blocks.nothing, scores_grad, keys[:, seen], beta=0, alpha=scaling)
-            k_grad[:, seen].baddbmm_(scores_grad.transpose(1, 2), queries[:, rows], alpha=scaling)
-        return *(x.unflatten(0, q.shape[:2]) for x in (q_grad, k_grad, v_grad)), None, None, None
+            _add(k_grad[:, seen], scores_grad.transpose(1, 2), queries[:, rows], scaling)
+        return *(x.to(q.dtype).unflatten(0, q.shape[:2]) for x in (q_grad, k_grad, v_grad)), None, None, None
+
+
+def _add(total: Float[Tensor, "G S D"], a: Float[Tensor, "G S rows"], b: Float[Tensor, "G rows D"], scaling: float = 1.0) -> None:
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b, alpha=scaling)
+    else:
+        total.add_(torch.bmm(a, b), alpha=scaling)
 
 
 class _Blocks:
