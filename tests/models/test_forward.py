@@ -414,7 +414,7 @@ def test_the_lm_head_of_a_reward_model_waits_for_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("mask", ["causal", "seen", "added"])
-@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (300, 300), (7, 20), (300, 310)])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (300, 300), (7, 20), (300, 310), (0, 4)])
 def test_attention_by_products_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, mask: str) -> None:
     """In float64 the same to rounding, forward and backward, also over several blocks of queries, and with values narrower than keys."""
     if mask == "causal" and queries != keys:

@@ -53,27 +53,40 @@ class _ByProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, mask, *kept = ctx.saved_tensors
-        q, k, v, out_grad = (x.contiguous() for x in (q, k, v, out_grad))
+        if q.element_size() > 2:  # products of 16 bits copy what they need
+            q, k, v, out_grad = (x.contiguous() for x in (q, k, v, out_grad))
         blocks, scaling = _Blocks(q, k, mask, ctx.causal, ctx.scaling), ctx.scaling
+        if not blocks.rows:
+            return *(torch.zeros_like(x) for x in (q, k, v)), None, None, None
         queries, keys, values, grads = (x.flatten(0, 1) for x in (q, k, v, out_grad))
         summed = q.dtype if len(blocks.rows) <= FEW else torch.promote_types(q.dtype, torch.float32)
-        q_grad, k_grad, v_grad = torch.empty_like(queries), torch.zeros_like(keys, dtype=summed), torch.zeros_like(values, dtype=summed)
-        for number, rows in enumerate(blocks.rows):
+        q_grad, k_grad, v_grad = queries.new_empty(queries.shape), _Sum(summed), _Sum(summed)
+        for number in reversed(range(len(blocks.rows))):  # the last block sees all keys
+            rows = blocks.rows[number]
             weights, grad = kept[number] if kept else blocks.weights(rows), grads[:, rows]
             seen = slice(weights.shape[2])
-            _add(v_grad[:, seen], weights.transpose(1, 2), grad)
+            v_grad.add(weights.transpose(1, 2), grad)
             scores_grad = torch.bmm(grad, values[:, seen].transpose(1, 2))
             scores_grad = torch.ops.aten._softmax_backward_data(scores_grad, weights, -1, weights.dtype)
             q_grad[:, rows] = torch.baddbmm(blocks.nothing, scores_grad, keys[:, seen], beta=0, alpha=scaling)
-            _add(k_grad[:, seen], scores_grad.transpose(1, 2), queries[:, rows], scaling)
-        return *(x.to(q.dtype).unflatten(0, q.shape[:2]) for x in (q_grad, k_grad, v_grad)), None, None, None
+            k_grad.add(scores_grad.transpose(1, 2), queries[:, rows], scaling)
+        found = q_grad, k_grad.total, v_grad.total
+        return *(x.to(q.dtype).unflatten(0, q.shape[:2]) for x in found), None, None, None
 
 
-def _add(total: Float[Tensor, "G S D"], a: Float[Tensor, "G S rows"], b: Float[Tensor, "G rows D"], scaling: float = 1.0) -> None:
-    if total.dtype == a.dtype:
-        total.baddbmm_(a, b, alpha=scaling)
-    else:
-        total.add_(torch.bmm(a, b), alpha=scaling)
+class _Sum:
+    """Of products, the first of which has all rows and the others the first of them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.total = dtype, torch.empty(0)
+
+    def add(self, a: Float[Tensor, "G seen rows"], b: Float[Tensor, "G rows D"], scaling: float = 1.0) -> None:
+        if not self.total.numel():
+            self.total = torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scaling).to(self.dtype)
+        elif self.dtype == a.dtype:
+            self.total[:, : a.shape[1]].baddbmm_(a, b, alpha=scaling)
+        else:
+            self.total[:, : a.shape[1]].add_(torch.bmm(a, b), alpha=scaling)
 
 
 class _Blocks:
