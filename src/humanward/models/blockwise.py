@@ -44,7 +44,8 @@ class _ByProducts(torch.autograd.Function):
         for rows in blocks.rows:
             weights = blocks.weights(rows)
             out[:, :, rows] = torch.bmm(weights, values[:, : weights.shape[2]]).unflatten(0, q.shape[:2])
-            kept += [weights] if keeps else []
+            if keeps:
+                kept.append(weights)
         ctx.save_for_backward(q, k, v, mask, *kept)
         ctx.causal, ctx.scaling = causal, scaling
         return out
@@ -75,14 +76,14 @@ class _ByProducts(torch.autograd.Function):
 
 
 class _Sum:
-    """Of products, the first of which has all rows and the others the first of them."""
+    """Of products a @ b * scaling: the first has all rows of the sum, another only so many of the first rows as ``a``."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.total = dtype, torch.empty(0)
+        self.dtype, self.total, self.begun = dtype, torch.empty(0), False
 
     def add(self, a: Float[Tensor, "G seen rows"], b: Float[Tensor, "G rows D"], scaling: float = 1.0) -> None:
-        if not self.total.numel():
-            self.total = torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scaling).to(self.dtype)
+        if not self.begun:
+            self.total, self.begun = torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scaling).to(self.dtype), True
         elif self.dtype == a.dtype:
             self.total[:, : a.shape[1]].baddbmm_(a, b, alpha=scaling)
         else:
