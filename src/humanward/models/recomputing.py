@@ -78,6 +78,11 @@ def can_be_made_again(made: Tensor, make: Callable[[], Tensor]) -> None:
     recipes[address] = _Recipe(weakref.ref(made, lambda _: recipes.pop(address, None)), made._version, make)
 
 
+def made_again_from(x: Tensor) -> bool:
+    """Whether the activation of ``x`` is made again for the backward pass, so that ``x`` is kept anyway."""
+    return _recipes.get() is not None and x.shape[-1] >= _WIDE
+
+
 def _is_cheap(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, *_ACTIVATIONS)) or type(module).__name__.endswith("RMSNorm")
 
@@ -85,7 +90,7 @@ def _is_cheap(module: nn.Module) -> bool:
 def _remember(module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
     if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(made, Tensor):
         return
-    if made.shape[-1] >= _WIDE or not isinstance(module, _ACTIVATIONS):
+    if made_again_from(given[0]) or not isinstance(module, _ACTIVATIONS):
         x = given[0].detach()
         can_be_made_again(made, lambda: module.forward(x))
 
