@@ -91,7 +91,7 @@ class _Sum:
 
 
 def _product(a: Float[Tensor, "G m k"], b: Float[Tensor, "G k n"], scaling: float = 1.0) -> Float[Tensor, "G m n"]:
-    """a @ b * scaling."""
+    """Of each pair, times ``scaling``."""
     if a.element_size() > 2:
         return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scaling)  # beta = 0: the first matrix is not read
     out = a.new_empty(len(a), a.shape[1], b.shape[2])
