@@ -103,8 +103,11 @@ def groups(
         return lambda: float(training.switch())
 
     # Sampling, the reference, and an update: forward and twice as much backward.
-    flop = 5 * forward_flop(shape, [(prompt, [response] * K)] * count, head=True)
+    forward = forward_flop(shape, [(prompt, [response] * K)] * count, head=True)
     work = f"{name}, {count} prompts of {prompt} tokens with {K} responses of {response}, one update"
     # That of online DPO samples a micro-batch at a time, the others a whole batch.
     sizes = [8, 16, 32] if method == "online_dpo" and count * K >= 32 else [8, 16]
-    return Row(ours, theirs, f"TRL {name}Trainer", sizes, flop, count * (prompt + K * response), work, agree=None, peer_imports=peer)
+    return Row(
+        ours, theirs, f"TRL {name}Trainer", sizes, 5 * forward, count * (prompt + K * response), work, agree=None, peer_imports=peer,
+        update_flop=3 * forward,
+    )  # fmt: skip

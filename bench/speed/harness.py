@@ -19,6 +19,7 @@ from humanward.models import give_back_freed_memory
 from humanward.models.precision import matmul_rate
 from humanward.models.products import multiplied_by_pytorch, openblas
 from humanward.rounds.loop import reset_peak_memory
+from humanward.trainers.updates import Updater
 
 Step = Callable[[], float]
 """Does one step and returns a number that both sides must agree on where they can, such as its loss."""
@@ -42,6 +43,8 @@ class Row:
     """What a step is, for the page."""
     agree: float | None = 1e-3
     """How near the first two numbers of both sides must be; None: they sample."""
+    update_flop: float | None = None
+    """Of the updates of a step that also samples: forward, backward and optimiser."""
     peer_imports: Callable[[], object] = lambda: None
     """Imports what the peer is made of, before its memory is counted."""
 
@@ -72,17 +75,22 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
     if row.agree is not None and abs(mine - first[size]) > row.agree * abs(first[size]):
         raise SystemExit(f"the first steps differ, {mine} and {first[size]}: this would compare different things")
     by_openblas = dtype == torch.float32 and device == "cpu" and openblas() is not None
+    updates = seconds_of_updates(device)
+    in_updates: list[float] = []
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     peaks, openblas_peaks = [], []
     for number in range(steps):
         for name, step in (("ours", ours), ("theirs", theirs)) if number % 2 else (("theirs", theirs), ("ours", ours)):
+            updates.clear()
             times[name].append(_seconds(step, device))
+            if name == "ours":
+                in_updates.append(sum(updates))
         peaks.append(multiplied_by_pytorch()(matmul_rate)(dtype, torch.device(device), seconds=0.4))
         if by_openblas:
             openblas_peaks.append(matmul_rate(dtype, torch.device(device), seconds=0.2))
     peak = statistics.median(peaks)
     median = {name: statistics.median(values) for name, values in times.items()}
-    return {
+    found = {
         "work": row.work,
         "peer": row.peer,
         "peer_micro_batch": size,
@@ -94,7 +102,28 @@ def compare(row: Row, *, steps: int, dtype: torch.dtype, device: str) -> dict[st
         "tokens_per_second": round(row.tokens / median["ours"]),
         "matmul_peak_gflops": round(peak / 1e9),
         "share_of_matmul_peak": round(row.flop / median["ours"] / peak, 3),
-    } | (beside_openblas(row, size, median["ours"], statistics.median(openblas_peaks)) if by_openblas else {})
+    }
+    if row.update_flop is not None:
+        seconds = statistics.median(in_updates)
+        found |= {"update_seconds_median": round(seconds, 4), "update_share_of_matmul_peak": round(row.update_flop / seconds / peak, 3)}
+    if by_openblas:
+        found |= beside_openblas(row, size, median["ours"], statistics.median(openblas_peaks))
+    return found
+
+
+def seconds_of_updates(device: str) -> list[float]:
+    """Where every update of ours, forward, backward and optimiser, writes how long it took from now on."""
+    seconds: list[float] = []
+    update = Updater.update
+
+    def timed(updater: Updater, *args: Any, **kwargs: Any) -> dict[str, float]:
+        start = _now(device)
+        metrics = update(updater, *args, **kwargs)
+        seconds.append(_now(device) - start)
+        return metrics
+
+    Updater.update = timed
+    return seconds
 
 
 def beside_openblas(row: Row, micro_batch: int, seconds: float, peak: float) -> dict[str, Any]:
@@ -162,10 +191,13 @@ def status(name: str) -> int:
 
 def _seconds(step: Step, device: str) -> float:
     gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = _now(device)
     step()
+    return _now(device) - start
+
+
+def _now(device: str) -> float:
+    """Seconds, when all that was asked of the device is done."""
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()

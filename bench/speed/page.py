@@ -50,7 +50,7 @@ SAMPLING = ("generate", "best_of_4")
 
 COLUMNS = (
     "what", "model", "type", "ours, s", "peer, s", "times as fast", "floor / goal", "memory, MB: ours / peer", "ratio", "tokens/s",
-    "share of peak",
+    "share of peak", "in updates",
 )  # fmt: skip
 HEAD = """# Speed and memory beside peers
 
@@ -67,8 +67,11 @@ before. Memory is what a side needs alone in a process, above what that holds wh
 highest moment of three steps; the floor is 0.7 of the peer's. It can be younger than the times beside it (`--memory-again`), and hangs on
 which micro-batch was the peer's fastest, of which the small ones differ by less than the noise. The share of the peak counts the least
 arithmetic that the step needs, each prompt once, against the best rate of a large matrix product, measured after every pair of steps, of
-which the median is taken as of the times; what a step does besides products is in the time and not in the count. The floor of a step that
-optimises is 65 % in float32 and 40 % in bfloat16.
+which the median is taken as of the times; what a step does besides products is in the time and not in the count. "In updates" is the share
+while a step that also samples and scores optimises: forward, backward and optimiser. The floor of optimisation is 65 % in float32 and 40 %
+in bfloat16. It holds for the updates where they are a part of a step, and for the whole step where it is nothing else or where the row is
+older than that column. Rows of ragged PPO without it are in doubt: their policies learned to end early, so that less was computed than was
+counted, on each side by its own samples.
 
 On CPUs with AVX-512 that are not Intel's, ours multiplies float32 by OpenBLAS, since PyTorch's library does without it there
 (`humanward.models.products`). The peer has PyTorch's, as its user has, and the share is of PyTorch's rate, as the floors are. In brackets
@@ -146,7 +149,8 @@ def line(row: dict[str, Any]) -> str:
     ours, theirs = (f"{row['seconds_median'][side]:.2f} ({row['seconds_min'][side]:.2f})" for side in ("ours", "theirs"))
     memory = row["memory_mb"]  # None: by an older method
     aims = f"{floor} / {goal}{missed(row['times_as_fast'] < floor)}" if goal else ""
-    share, least = row["share_of_matmul_peak"], 0 if row["row"] in SAMPLING else SHARE_TO_REACH[row["dtype"]]
+    share, in_updates = row["share_of_matmul_peak"], row.get("update_share_of_matmul_peak")
+    least = 0 if row["row"] in SAMPLING or in_updates is not None else SHARE_TO_REACH[row["dtype"]]
     same = f" ({row['times_as_fast_as_the_peer_by_openblas']:.2f})" if "share_of_openblas_peak" in row else ""
     beside = f" ({100 * row['share_of_openblas_peak']:.0f} %)" if same else ""
     cells = (
@@ -154,6 +158,7 @@ def line(row: dict[str, Any]) -> str:
         f"{memory['ours']} / {memory['theirs']}" if memory else "to be measured again",
         f"{memory['ours'] / memory['theirs']:.2f}{missed(memory['ours'] > MEMORY_TO_REACH * memory['theirs'])}" if memory else "",
         f"{row['tokens_per_second']}", f"{100 * share:.0f} %{beside}{missed(share < least)}",
+        "" if in_updates is None else f"{100 * in_updates:.0f} %{missed(in_updates < SHARE_TO_REACH[row['dtype']])}",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -21,6 +21,9 @@ FOLDER = Path(os.environ.get("TRL_1_12", Path(__file__).parents[2] / ".venv/trl-
 """Where TRL 1.12.0 lies."""
 INSTALL = "pip install --no-deps --target FOLDER trl==1.12.0"
 EPOCHS, STEPS = 4, 64
+LR = 1e-9
+"""Moves nothing, so that responses stay as long as they are on both sides: at 1e-6 a policy that ends at random learns to end early."""
+END_RATE = 1 / 30
 
 
 def ppo(
@@ -30,13 +33,12 @@ def ppo(
     """Sample ``count`` episodes, score them with a reward model, four epochs of one update each.
 
     Args:
-        ragged: prompts of an eighth of ``prompt`` to all of it, responses that end at random, of 30 tokens in the mean where that fits.
+        ragged: prompts of an eighth of ``prompt`` to all of it, responses that end after any token with probability ``END_RATE``.
         one_trunk: our values from a head on the policy's trunk; the peer always has a value network of its own.
     """
-    end_rate = 1 / 30 if ragged else 0.0
+    end_rate = END_RATE if ragged else 0.0
     vocabulary = SHAPES[shape]["vocab_size"]
     rows = prompts(count, prompt, vocabulary, ragged=ragged)
-    sampled: list[int] = []
 
     def policy_model(seed: int) -> Any:
         return language_model(shape, seed=seed, device=device, end_rate=end_rate)
@@ -46,7 +48,7 @@ def ppo(
         value_network = None if one_trunk else ValueNetwork(language_model(shape, seed=2, device=device).to(dtype))
         reward = RewardModel(language_model(shape, seed=3, device=device).to(dtype), words())
         config = PPOConfig(
-            episodes=count * STEPS, batch_size=count, ppo_epochs=EPOCHS, lr=1e-6, lr_schedule="constant", kl_target=None, kl_coef=0.05,
+            episodes=count * STEPS, batch_size=count, ppo_epochs=EPOCHS, lr=LR, lr_schedule="constant", kl_target=None, kl_coef=0.05,
             whiten_rewards=False,
         )  # fmt: skip
         task = Task(
@@ -62,12 +64,7 @@ def ppo(
         )  # fmt: skip
         numbers = itertools.count()
 
-        def step() -> float:
-            metrics = trainer.step(next(numbers))
-            sampled.append(round(metrics["response_length"]))
-            return metrics["kl"]
-
-        return step
+        return lambda: trainer.step(next(numbers))["kl"]
 
     def theirs(micro_batch: int) -> Step:
         import greenlet
@@ -83,7 +80,7 @@ def ppo(
         arguments = Config(
             output_dir=tempfile.gettempdir() + "/humanward-bench", per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=count // micro_batch, num_mini_batches=1, num_ppo_epochs=EPOCHS, total_episodes=count * STEPS,
-            response_length=response, temperature=1.0, learning_rate=1e-6, kl_coef=0.05, report_to="none", use_cpu=device == "cpu",
+            response_length=response, temperature=1.0, learning_rate=LR, kl_coef=0.05, report_to="none", use_cpu=device == "cpu",
             bf16=dtype == torch.bfloat16, gradient_checkpointing=False, num_sample_generations=0, save_strategy="no", logging_strategy="no",
             stop_token="eos" if ragged else None, local_rollout_forward_batch_size=min(count, 64), disable_tqdm=True, eval_strategy="no",
         )  # fmt: skip
@@ -112,18 +109,21 @@ def ppo(
         training = greenlet.greenlet(trainer.train)
         return lambda: float(training.switch())
 
-    mean = min(response, 30) if ragged else response
+    # Of a geometric distribution that is cut off at the longest.
+    mean = round((1 - (1 - END_RATE) ** response) / END_RATE) if ragged else response
     one = forward_flop(shape, [(len(p), [mean]) for p in rows], head=True)
     body = forward_flop(shape, [(len(p), [mean]) for p in rows], head=False)
     # Sampling, reference, each epoch forward and twice as much backward; the same for values, and one forward of the reward model.
-    flop = one * (2 + 3 * EPOCHS) + body + (0 if one_trunk else body * (1 + 3 * EPOCHS))
+    update_flop = 3 * EPOCHS * (one if one_trunk else one + body)
+    flop = update_flop + one * 2 + body * (1 if one_trunk else 2)
     kind = "ragged, up to " if ragged else ""
     values = "policy and value on one trunk, the peer's on two" if one_trunk else "a value network of its own"
     work = f"PPO, {count} episodes, {kind}{prompt} + {response} tokens, {EPOCHS} epochs, {values}"
     micro = [n for n in ((1, 2, 4, 8) if ragged else (8, 16, 32)) if n <= count]
     return Row(
-        ours, theirs, "TRL 1.12.0 PPOTrainer", micro, flop, sum(map(len, rows)) + count * mean, work, agree=None, peer_imports=imports
-    )
+        ours, theirs, "TRL 1.12.0 PPOTrainer", micro, flop, sum(map(len, rows)) + count * mean, work, agree=None, peer_imports=imports,
+        update_flop=update_flop,
+    )  # fmt: skip
 
 
 def imports() -> object:
