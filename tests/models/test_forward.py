@@ -474,14 +474,15 @@ def test_long_questions_on_a_cpu_attend_by_products(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("dtype", "keys", "keeps"), [(torch.float32, 600, False), (torch.bfloat16, 1100, False), (torch.bfloat16, 600, True)]
+    ("dtype", "keys", "keeps"),
+    [(torch.float32, 1100, False), (torch.float32, 600, True), (torch.bfloat16, 1100, False), (torch.bfloat16, 600, True)],
 )
 def test_attention_by_products_holds_a_block_of_scores(
     tensors_made: Callable[[], AbstractContextManager[list[int]]], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, keys: int,
     keeps: bool,
 ) -> None:  # fmt: skip
-    """No matrix is larger than that. Kept for the gradient is what the attention was given; with few keys in 16 bits the weights too."""
-    monkeypatch.setattr(blockwise, "BLOCK", 50)  # 100 in 16 bits
+    """No matrix is larger than that. Kept for the gradient is what the attention was given; with few keys the weights too."""
+    monkeypatch.setattr(blockwise, "BLOCK", 100 if dtype == torch.float32 else 50)  # twice as many in 16 bits
     given = [torch.randn(1, keys, 2, 8, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
     kept: list[int] = []
     with tensors_made() as made, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
@@ -489,6 +490,20 @@ def test_attention_by_products_holds_a_block_of_scores(
     assert max(made) <= 2 * 100 * keys
     weights = [2 * 100 * seen for seen in range(100, 601, 100)] if keeps else []
     assert kept == [keys * 2 * 8] * 3 + weights
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_32_bit_attention_by_products_is_the_same_by_either_library(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "has_wide_vectors", lambda: wide)
+    generator = torch.Generator().manual_seed(0)
+    *given, grad = (torch.randn(1, 4, 500, 64, generator=generator) for _ in range(4))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        out = blockwise.by_products(*leaves, None, causal=True)
+        found.append([x.double() for x in (out, *torch.autograd.grad(out, leaves, grad.to(dtype)))])
+    for one, true in zip(*found, strict=True):
+        assert (one - true).norm() <= 1e-6 * true.norm()
 
 
 @pytest.mark.parametrize("keys", [600, 2100])
@@ -506,9 +521,10 @@ def test_16_bit_gradients_of_attention_by_products_are_near_the_true_ones(keys: 
         assert (one - true).norm() <= 1e-2 * true.norm()
 
 
-def test_a_gradient_from_kept_weights_is_that_of_weights_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_from_kept_weights_is_that_of_weights_made_again(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(2, 3, 600, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3)]
+    given = [torch.randn(2, 3, 600, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
     found = []
     for keys in (600, 599):
         monkeypatch.setattr(blockwise, "KEPT", keys)

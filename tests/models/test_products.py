@@ -278,6 +278,19 @@ def test_settings_of_the_library_are_for_it_alone(library: OpenBLAS, before: dic
     assert {name: os.environ[name] for name in names if name in os.environ} == before
 
 
+@pytest.mark.parametrize(("family", "wide"), [("25", False), ("26", True), ("", False)])
+def test_small_products_are_the_librarys_where_vectors_are_wide(
+    library: OpenBLAS, family: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "openblas", lambda: library)
+    monkeypatch.setattr(products, "_said_by_cpu", lambda what: {"cpu family": family}[what])
+    products.has_wide_vectors.cache_clear()
+    try:
+        assert products.has_wide_vectors() == wide
+    finally:
+        products.has_wide_vectors.cache_clear()
+
+
 @pytest.mark.parametrize("why", ["Intel", "no AVX-512", "not installed"])
 def test_elsewhere_products_are_pytorchs(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "vendor", lambda: "GenuineIntel" if why == "Intel" else "AuthenticAMD")

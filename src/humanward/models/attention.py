@@ -22,7 +22,7 @@ from humanward.models.recomputing import can_be_made_again
 NAME = "humanward"
 SHORT = 256
 """Tokens of a question below which, on a CPU, one kernel call for many even rows is faster than a call for each question."""
-BY_PRODUCTS = range(320, 1025)
+BY_PRODUCTS = range(160, 1025)
 """Queries for which, on a CPU in 32 bits, plain products are faster than the fused kernel, which works in larger blocks from 768 on."""
 
 

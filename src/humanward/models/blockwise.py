@@ -13,11 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from humanward.models.products import has_wide_vectors
+
 BLOCK = 128
 """Queries whose scores are held at once; in 16 bits twice as many, which take as much memory and are faster there."""
 KEPT = 1024
-"""Keys up to which weights of 16 bits are kept for the gradient: to compute them again is a quarter of its time. They grow with the keys,
-and at so many are about as large as all else that a layer keeps."""
+"""Keys up to which weights are kept for the gradient: to compute them again is a quarter of its time. They grow with the keys, and at so
+many are about as large as all else that a layer keeps."""
 FEW = 4
 """Blocks whose sum may be one of 16 bits, rounded after each."""
 
@@ -39,7 +41,7 @@ class _ByProducts(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scaling: float) -> Tensor:
         blocks, values = _Blocks(q, k, mask, causal, scaling), v.flatten(0, 1)
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as models have it: a token's heads together
-        keeps = q.element_size() == 2 and k.shape[2] <= KEPT and any(ctx.needs_input_grad)
+        keeps = k.shape[2] <= KEPT and any(ctx.needs_input_grad)
         kept: list[Tensor] = []
         for rows in blocks.rows:
             weights = blocks.weights(rows)
@@ -54,8 +56,6 @@ class _ByProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, mask, *kept = ctx.saved_tensors
-        if q.element_size() > 2:  # in 16 bits products copy what they need
-            q, k, v, out_grad = (x.contiguous() for x in (q, k, v, out_grad))
         blocks, scaling = _Blocks(q, k, mask, ctx.causal, ctx.scaling), ctx.scaling
         if not blocks.rows:
             return *(torch.zeros_like(x) for x in (q, k, v)), None, None, None
@@ -84,18 +84,19 @@ class _Sum:
     def add(self, a: Float[Tensor, "G seen rows"], b: Float[Tensor, "G rows D"], scaling: float = 1.0) -> None:
         if not self.begun:
             self.total, self.begun = _product(a, b, scaling).to(self.dtype), True
-        elif self.dtype == a.dtype:
+        elif self.dtype.itemsize == 2:
             self.total[:, : a.shape[1]].baddbmm_(a, b, alpha=scaling)
-        else:
+        else:  # careful: the form above would go matrix by matrix, since these rows have others between them
             self.total[:, : a.shape[1]].add_(_product(a, b), alpha=scaling)
 
 
 def _product(a: Float[Tensor, "G m k"], b: Float[Tensor, "G k n"], scaling: float = 1.0) -> Float[Tensor, "G m n"]:
     """Of each pair, times ``scaling``."""
-    if a.element_size() > 2:
-        return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scaling)  # beta = 0: the first matrix is not read
     out = a.new_empty(len(a), a.shape[1], b.shape[2])
-    return torch.baddbmm(out, a, b, beta=0, alpha=scaling, out=out)  # not the form that `products` takes over: the detour is 10 us
+    if a.dtype == torch.float32 and has_wide_vectors():
+        return torch.baddbmm(out, a, b, beta=0, alpha=scaling)
+    # By PyTorch itself: what `products` takes over makes a detour of 10 us. beta = 0: the first matrix is not read.
+    return torch.baddbmm(out, a, b, beta=0, alpha=scaling, out=out)
 
 
 def _close(x: Float[Tensor, "G S D"]) -> Float[Tensor, "G S D"]:
