@@ -475,20 +475,20 @@ def test_long_questions_on_a_cpu_attend_by_products(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("dtype", "keys", "keeps"),
-    [(torch.float32, 1100, False), (torch.float32, 600, True), (torch.bfloat16, 1100, False), (torch.bfloat16, 600, True)],
+    [(torch.float32, 640, True), (torch.bfloat16, 1152, False), (torch.bfloat16, 640, True)],
 )
 def test_attention_by_products_holds_a_block_of_scores(
     tensors_made: Callable[[], AbstractContextManager[list[int]]], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, keys: int,
     keeps: bool,
 ) -> None:  # fmt: skip
     """No matrix is larger than that. Kept for the gradient is what the attention was given; with few keys the weights too."""
-    monkeypatch.setattr(blockwise, "BLOCK", 100 if dtype == torch.float32 else 50)  # twice as many in 16 bits
+    monkeypatch.setattr(blockwise, "BLOCK", 128 if dtype == torch.float32 else 64)  # twice as many in 16 bits
     given = [torch.randn(1, keys, 2, 8, dtype=dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
     kept: list[int] = []
     with tensors_made() as made, torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         attention.attend(*given, None, True, attention.Scoring(None, 0.0, None, None)).sum().backward()
-    assert max(made) <= 2 * 100 * keys
-    weights = [2 * 100 * seen for seen in range(100, 601, 100)] if keeps else []
+    assert max(made) <= 2 * 128 * keys
+    weights = [2 * 128 * seen for seen in range(128, 641, 128)] if keeps else []
     assert kept == [keys * 2 * 8] * 3 + weights
 
 
@@ -519,6 +519,52 @@ def test_16_bit_gradients_of_attention_by_products_are_near_the_true_ones(keys: 
         found.append([x.double() for x in (out, *torch.autograd.grad(out, leaves, (grad + mean).to(dtype)))])
     for one, true in zip(*found, strict=True):
         assert (one - true).norm() <= 1e-2 * true.norm()
+
+
+@pytest.mark.parametrize("sees", ["all before", "two responses", "a window"])
+@pytest.mark.parametrize(("prompt", "total"), [(1, 5), (3, 33), (30, 70), (290, 333), (500, 601)])
+def test_what_makes_queries_even_in_16_bits_changes_nothing(sees: str, prompt: int, total: int) -> None:
+    seen = torch.ones(total, total, dtype=torch.bool).tril()
+    mask = None
+    if sees == "two responses":
+        half = (prompt + total) // 2
+        seen[half:, prompt:half] = False
+        mask = torch.zeros(total - prompt, total, dtype=torch.bfloat16).masked_fill_(~seen[prompt:], -math.inf)
+    elif sees == "a window":
+        mask = seen = seen.triu(-20)
+    generator = torch.Generator().manual_seed(0)
+    *given, grad = (torch.randn(1, total, 3, 16, generator=generator).transpose(1, 2).bfloat16() for _ in range(4))
+    leaves = [x.requires_grad_() for x in given]
+    exact = [x.detach().double().requires_grad_() for x in given]
+    found = blockwise.by_products(*leaves, mask, causal=True)
+    true = torch.nn.functional.scaled_dot_product_attention(*exact, attn_mask=seen)
+    gradients = torch.autograd.grad(found, leaves, grad), torch.autograd.grad(true, exact, grad.double())
+    for one, other in zip((found, *gradients[0]), (true, *gradients[1]), strict=True):
+        assert (one.double() - other).norm() <= 1e-2 * other.norm()
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_16_bit_tokens_are_of_an_even_number_on_a_cpu(monkeypatch: pytest.MonkeyPatch, K: int) -> None:
+    """Those that make it so change neither states nor gradients, and reach no embedding that the others do not."""
+    trunk = trunk_of(make("llama").bfloat16())
+    assert packs_exactly(trunk)
+    widths: list[int] = []
+    trunk.layers[0].mlp.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([30, 7, 17])
+    prompts, responses = torch.randint(2, 6, (3, 30), generator=generator), torch.randint(2, 6, (3, K, 9), generator=generator)
+    prompt_mask = torch.arange(30) < lengths[:, None]
+    found = []
+    for even in (forward.EVEN, 1):
+        monkeypatch.setattr(forward, "EVEN", even)
+        states = response_states(trunk, prompts, prompt_mask, responses, torch.ones_like(responses, dtype=torch.bool)).states
+        gradients = torch.autograd.grad(states.float().square().sum(), list(trunk.parameters()))
+        found.append((states, *gradients))
+    tokens = 54 + 27 * K
+    assert widths == [-(-tokens // 32) * 32, tokens]
+    for one, other in zip(*found, strict=True):
+        assert (one - other).float().norm() <= 1e-2 * other.float().norm()
+        assert torch.equal(one.any(-1), other.any(-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

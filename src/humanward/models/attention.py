@@ -57,6 +57,7 @@ class Packing:
         self.real: Int[Tensor, " N"] = mask.flatten().nonzero().squeeze(1)
         """The places of the padded [B, P + K * R] that the stream is made of."""
         self.positions: Int[Tensor, " N"] = torch.cat([in_prompt, behind.flatten(1)], dim=1).flatten()[self.real]
+        """Of each token behind the others of its question that it sees."""
         if in_rows(prompt_lengths, response_lengths):
             self.layout: Rows | Pieces = Rows(self.real, in_prompt, in_response, prompt_lengths, response_lengths)
         else:
@@ -154,7 +155,7 @@ class Pieces:
     """Attention question by question: kernel calls for each, but nothing is padded or moved. For a CPU.
 
     Of each question its prompt attends causally; then all its responses together attend to the prompt and, each, to itself. One response
-    alone is one causal piece with its prompt.
+    alone is one causal piece with its prompt. Tokens behind the last question are there to make the stream even: they see nothing.
     """
 
     def __init__(self, positions: Int[Tensor, " N"], prompts: list[int], responses: list[list[int]]) -> None:
@@ -167,10 +168,13 @@ class Pieces:
     def attend(
         self, query: Float[Tensor, "1 H N D"], key: Float[Tensor, "1 H N D"], value: Float[Tensor, "1 H N D"], scoring: Scoring
     ) -> Float[Tensor, "1 N H D"]:
-        of_questions = zip(*(x.split(self.totals, dim=2) for x in (query, key, value)), strict=True)
+        left = query.shape[2] - sum(self.totals)
+        *of_questions, _ = zip(*(x.split([*self.totals, left], dim=2) for x in (query, key, value)), strict=True)
         parts: list[Tensor] = []
         for (q, k, v), lead, mask in zip(of_questions, self.causal, self.masks(scoring.window, query.dtype), strict=True):
             parts += self._question(q, k, v, lead, mask, scoring)
+        if left:
+            parts.append(value.new_zeros(1, query.shape[1], left, value.shape[3]))
         together = torch.cat([part.transpose(1, 2) for part in parts], dim=1)
         kept = [part.detach().transpose(1, 2) for part in parts]
         can_be_made_again(together, lambda: torch.cat(kept, dim=1))

@@ -21,8 +21,12 @@ from torch import Tensor, nn
 
 from humanward.maths.masks import position_ids
 from humanward.models import attention
-from humanward.models.attention import Packing
+from humanward.models.attention import Packing, Pieces
 from humanward.models.recomputing import recomputing
+
+EVEN = 32
+"""In 16 bits a CPU is given a multiple of so many tokens, up to 31 of which nobody reads, lest every batch have products of new shapes:
+``blockwise.EVEN``."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,14 @@ def _stream(trunk: nn.Module, ids: Int[Tensor, " N"], packing: Packing) -> Float
         raise ValueError("a batch without a single token")
     # A mask of four dimensions is passed on as it is, so that the library makes none of its own.
     nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    count, positions = len(ids), packing.positions
+    if isinstance(packing.layout, Pieces) and next(trunk.parameters()).element_size() == 2:
+        left = -count % EVEN
+        ids, positions = torch.cat([ids, ids[-1:].expand(left)]), torch.cat([positions, positions.new_zeros(left)])
     with recomputing(trunk):
         return trunk(
-            input_ids=ids[None], position_ids=packing.positions[None], attention_mask=nothing, use_cache=False, packing=packing
-        ).last_hidden_state[0]
+            input_ids=ids[None], position_ids=positions[None], attention_mask=nothing, use_cache=False, packing=packing
+        ).last_hidden_state[0, :count]
 
 
 def _padded(trunk: nn.Module, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> tuple[Float[Tensor, "N D"], Int[Tensor, "B T"]]:
