@@ -84,9 +84,10 @@ PROFILE = """
 ### Where the time goes
 
 One step of ours under torch's profiler, in percent. Only matrix products and attention count for the share of the peak, and no small
-product runs at the rate of a large one. Least of all those of attention, be it PyTorch's kernel or, on a CPU in bfloat16 and for 160 to
-1,024 tokens, products block by block: with all that belongs to them they reach 25 to 55 % of the peak (`python bench/attention.py`). So
-the share is lowest in a small model with long prompts, where attention takes more than a quarter of the time.
+product runs at the rate of a large one. Least of all those of attention, be it PyTorch's kernel or, on a CPU in bfloat16 and, for 160 to
+1,024 tokens, in float32, products block by block: with all that belongs to them they reach 25 to 55 % of the peak
+(`python bench/attention.py`). So the share is lowest in a small model with long prompts, where attention takes more than a quarter of
+the time.
 """
 
 

@@ -278,12 +278,14 @@ def test_settings_of_the_library_are_for_it_alone(library: OpenBLAS, before: dic
     assert {name: os.environ[name] for name in names if name in os.environ} == before
 
 
-@pytest.mark.parametrize(("family", "wide"), [("25", False), ("26", True), ("", False)])
+@pytest.mark.parametrize(
+    ("vendor", "family", "wide"),
+    [("AuthenticAMD", "25", False), ("AuthenticAMD", "26", True), ("GenuineIntel", "26", False), ("", "", False)],
+)
 def test_small_products_are_the_librarys_where_vectors_are_wide(
-    library: OpenBLAS, family: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+    vendor: str, family: str, wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "openblas", lambda: library)
-    monkeypatch.setattr(products, "_said_by_cpu", lambda what: {"cpu family": family}[what])
+    monkeypatch.setattr(products, "_said_by_cpu", lambda what: {"vendor_id": vendor, "cpu family": family}[what])
     products.has_wide_vectors.cache_clear()
     try:
         assert products.has_wide_vectors() == wide

@@ -119,10 +119,10 @@ class _Blocks:
         self.queries, self.keys = self.filled_up(q), self.filled_up(k)
         self.masked = self.count if mask is None else self.count - mask.shape[-2]
         """The first query of which the mask speaks."""
-        width = 2 * BLOCK if q.element_size() == 2 else BLOCK
+        width = max(2 * BLOCK if q.element_size() == 2 else BLOCK, self.of)
         edge = self.queries.shape[1] if mask is None else self.masked // self.of * self.of
         self.rows = _even(0, edge, width, self.of) + _even(edge, self.queries.shape[1], width, self.of)
-        self.ceiling = _ceiling(max([width, *(rows.stop - rows.start for rows in self.rows)]), q.dtype, q.device)
+        self.ceiling = _ceiling(width, q.dtype, q.device)
 
     def filled_up(self, x: Float[Tensor, "B H L D"]) -> Float[Tensor, "G L2 D"]:
         """With zeros."""
@@ -138,8 +138,7 @@ class _Blocks:
         end = rows.stop if self.causal else self.keys.shape[1]
         scores = _product(self.queries[:, rows], self.keys[:, :end].transpose(1, 2), self.scaling)
         own = rows.stop - rows.start
-        first = own if self.mask is None else min(max(self.masked - rows.start, 0), own)
-        """Of the rows, that which the mask speaks of."""
+        first = own if self.mask is None else min(max(self.masked - rows.start, 0), own)  # of which the mask speaks
         if self.causal and first:
             scores[:, :first, rows] += self.ceiling[:first, :own]
         if self.mask is not None and first < own:

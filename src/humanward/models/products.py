@@ -302,11 +302,11 @@ def _environment(**values: str) -> Iterator[None]:
 
 @cache
 def has_wide_vectors() -> bool:
-    """Whether OpenBLAS is so much faster here that small products gain from it too: on AMD's CPUs since Zen 5.
+    """Whether OpenBLAS, where it has taken over, is so much faster that small products gain from it too: on AMD's CPUs since Zen 5.
 
     Before, AVX-512 is done in two halves, and MKL's small products are a tenth faster.
     """
-    return openblas() is not None and int(_said_by_cpu("cpu family") or 0) >= ZEN_5
+    return vendor() == "AuthenticAMD" and int(_said_by_cpu("cpu family") or 0) >= ZEN_5
 
 
 def vendor() -> str:
