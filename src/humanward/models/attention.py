@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from humanward.models.blockwise import BLOCK, by_products
+from humanward.models.blockwise import BLOCK, Piece, by_products, pieces_by_products
 from humanward.models.recomputing import can_be_made_again
 
 NAME = "humanward"
@@ -163,11 +163,16 @@ class Pieces:
         self.totals = [prompt + sum(each) for prompt, each in zip(prompts, responses, strict=True)]
         self.causal = self.totals if len(responses[0]) == 1 else prompts
         """Tokens that lead each question and attend to all before them."""
+        self.typical = sum(total**2 for total in self.totals) // max(sum(self.totals), 1)
+        """Tokens of the question in which a token is, on average."""
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor | None]] = {}
+        self._pieces: dict[tuple[int | None, torch.dtype], list[Piece]] = {}
 
     def attend(
         self, query: Float[Tensor, "1 H N D"], key: Float[Tensor, "1 H N D"], value: Float[Tensor, "1 H N D"], scoring: Scoring
     ) -> Float[Tensor, "1 N H D"]:
+        if scoring.plain and products_are_faster(query, self.typical):
+            return pieces_by_products(query, key, value, self.pieces(scoring.window, query.dtype), scoring.scaling).transpose(1, 2)
         left = query.shape[2] - sum(self.totals)
         *of_questions, _ = zip(*(x.split([*self.totals, left], dim=2) for x in (query, key, value)), strict=True)
         parts: list[Tensor] = []
@@ -184,8 +189,6 @@ class Pieces:
     def _question(q: Tensor, k: Tensor, v: Tensor, lead: int, mask: Tensor | None, scoring: Scoring) -> list[Float[Tensor, "1 H Q D"]]:
         total = q.shape[2]
         whole = mask is not None and mask.shape[0] == total
-        if scoring.plain and products_are_faster(q):
-            return [by_products(q, k, v, mask if mask is None or whole else mask[:, lead:], causal=True, scaling=scoring.scaling)]
         first, rest = q.split([lead, total - lead], dim=2)
         parts: list[Tensor] = []
         if lead:
@@ -204,6 +207,17 @@ class Pieces:
             begins = [0, *itertools.accumulate(self.totals)]
             self._masks[window, dtype] = [self._mask(number, begin, window, dtype) for number, begin in enumerate(begins[:-1])]
         return self._masks[window, dtype]
+
+    def pieces(self, window: int | None, dtype: torch.dtype) -> list[Piece]:
+        """The questions, for products; made once for all layers."""
+        if (window, dtype) not in self._pieces:
+            found, begin = [], 0
+            for total, lead, mask in zip(self.totals, self.causal, self.masks(window, dtype), strict=True):
+                own = mask if mask is None or mask.shape[0] == total else mask[:, lead:]
+                found.append(Piece(begin, total, total, own, causal=True, dtype=dtype))
+                begin += total
+            self._pieces[window, dtype] = found
+        return self._pieces[window, dtype]
 
     def _mask(self, number: int, begin: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
         total, lead = self.totals[number], self.causal[number]
@@ -251,7 +265,7 @@ def attend(
     scoring: Scoring,
 ) -> Float[Tensor, "B H Q D"]:  # fmt: skip
     """softmax(cap(q k^T * scaling)) v, where cap(s) = softcap * tanh(s / softcap). ``mask``: True = seen, or added to the scores."""
-    if scoring.plain and products_are_faster(q):
+    if scoring.plain and products_are_faster(q, q.shape[2]):
         return by_products(q, k, v, mask, causal, scoring.scaling)
     if scoring.softcap is None:
         return nn.functional.scaled_dot_product_attention(
@@ -267,11 +281,11 @@ def attend(
     return torch.cat(parts, dim=2)
 
 
-def products_are_faster(q: Float[Tensor, "B H Q D"]) -> bool:
-    """Than PyTorch's fused attention on CPUs, above all than its gradient in 16 bits: ``bench/attention.py`` measures them."""
+def products_are_faster(q: Float[Tensor, "B H Q D"], length: int) -> bool:
+    """For pieces of this length, than PyTorch's fused attention on CPUs and above all its gradient in 16 bits: ``bench/attention.py``."""
     if q.device.type != "cpu":
         return False
-    return torch.is_grad_enabled() and q.requires_grad if q.element_size() == 2 else q.shape[2] in BY_PRODUCTS
+    return torch.is_grad_enabled() and q.requires_grad if q.element_size() == 2 else length in BY_PRODUCTS
 
 
 def _attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scoring: Scoring) -> Float[Tensor, "B H Q D"]:
