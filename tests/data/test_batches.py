@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from humanward.data import epoch_order, index_order, left_pad, length_sorted_batches, right_pad, shard, token_batches
+from humanward.data import epoch_order, index_order, left_pad, length_sorted_batches, packed_batches, right_pad, shard, token_batches
 
 
 def test_left_pad_ends_every_row_in_the_last_column() -> None:
@@ -97,12 +98,50 @@ def test_shard_refuses_an_uneven_batch() -> None:
         shard([1, 2], 2, 2)
 
 
-def test_token_batches_are_filled_up_to_the_limit_longest_first() -> None:
-    assert token_batches([2, 9, 2, 5, 9, 1], 14) == [[1], [4, 3], [0, 2, 5]]
+def test_token_batches_are_even_longest_first() -> None:
+    assert token_batches([2, 9, 2, 5, 9, 1], 14) == [[1], [4], [3, 0, 2, 5]]
     assert token_batches([20, 3], 10) == [[0], [1]]
     assert token_batches([], 2) == []
     with pytest.raises(ValueError, match="at least 1"):
         token_batches([1], 0)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=7), st.integers(1, 30))
+def test_token_batches_are_few_and_the_largest_is_small(lengths: list[int], most: int) -> None:
+    """Beside all ways to cut the sorted items."""
+    found = token_batches(lengths, most)
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    assert [index for batch in found for index in batch] == order
+    ways = []
+    for cuts in itertools.product([False, True], repeat=len(order) - 1):
+        batches = [[order[0]]]
+        for index, cut in zip(order[1:], cuts, strict=True):
+            if cut:
+                batches.append([])
+            batches[-1].append(index)
+        sizes = [sum(lengths[index] for index in batch) for batch in batches]
+        if all(size <= most or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)):
+            ways.append((len(batches), max(sizes)))
+    assert (len(found), max(sum(lengths[index] for index in batch) for batch in found)) == min(ways)
+
+
+def test_packed_batches_put_long_and_short_together() -> None:
+    assert packed_batches([2, 9, 2, 5, 9, 1], 14) == [[1, 3], [4, 0, 2, 5]]
+    assert packed_batches([20, 3], 10) == [[0], [1]]
+    assert packed_batches([0, 0], 10) == [[0, 1]]
+    assert packed_batches([], 2) == []
+    with pytest.raises(ValueError, match="at least 1"):
+        packed_batches([1], 0)
+
+
+@given(st.lists(st.integers(0, 12), max_size=30), st.integers(1, 30))
+def test_packed_batches_hold_every_item_once_and_no_more_tokens_than_asked(lengths: list[int], most: int) -> None:
+    found = packed_batches(lengths, most)
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    sizes = [sum(lengths[index] for index in batch) for batch in found]
+    assert all(size <= most or len(batch) == 1 for size, batch in zip(sizes, found, strict=True))
+    assert all(batch == sorted(batch, key=lambda index: -lengths[index]) for batch in found)
+    assert len(found) <= len(token_batches(lengths, most))
 
 
 def test_length_sorted_batches_cover_everything_longest_first() -> None:

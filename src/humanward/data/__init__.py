@@ -9,7 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from humanward.data.batches import epoch_order, index_order, left_pad, length_sorted_batches, right_pad, shard, token_batches
+    from humanward.data.batches import (
+        epoch_order,
+        index_order,
+        left_pad,
+        length_sorted_batches,
+        packed_batches,
+        right_pad,
+        shard,
+        token_batches,
+    )
     from humanward.data.demonstrations import Demonstration, text_windows
     from humanward.data.preferences import PreferenceData
     from humanward.data.sources import Text, iter_texts, read_texts
@@ -17,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Demonstration", "PreferenceData", "Task", "TaskConfig", "Text", "epoch_order", "index_order", "iter_texts", "left_pad",
-    "length_sorted_batches", "read_texts", "right_pad", "shard", "text_windows", "token_batches",
+    "length_sorted_batches", "packed_batches", "read_texts", "right_pad", "shard", "text_windows", "token_batches",
 ]  # fmt: skip
 
 _NAMES = {
-    "batches": ("epoch_order", "index_order", "left_pad", "length_sorted_batches", "right_pad", "shard", "token_batches"),
+    "batches": ("epoch_order", "index_order", "left_pad", "length_sorted_batches", "packed_batches", "right_pad", "shard", "token_batches"),
     "demonstrations": ("Demonstration", "text_windows"),
     "preferences": ("PreferenceData",),
     "sources": ("Text", "iter_texts", "read_texts"),

@@ -102,6 +102,9 @@ class RewardEnsemble(nn.Module):
     def device(self) -> torch.device:
         return self.first.device
 
+    def packs(self) -> bool:
+        return self.first.packs()
+
     def member_scores(
         self, prompts: Int[Tensor, "B P"], prompt_mask: Bool[Tensor, "B P"], responses: Int[Tensor, "B K R"],
         response_mask: Bool[Tensor, "B K R"],

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from humanward.data.batches import token_batches
+from humanward.data.batches import packed_batches, token_batches
 from humanward.errors import RunError, UserError
 from humanward.maths.schedules import cosine, linear_to_zero, warmup_share
 from humanward.models import Policy, RewardEnsemble, RewardModel, give_back_freed_memory
@@ -251,7 +251,9 @@ class Updater:
 
 def micro_batches(lengths: Sequence[int], tokens: int | None, model: Policy | RewardModel | RewardEnsemble) -> list[list[int]]:
     """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device."""
-    return token_batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device))
+    # On a GPU a packed batch is rows of the same width: attention.in_rows.
+    batches = packed_batches if model.device.type == "cpu" and model.packs() else token_batches
+    return batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device))
 
 
 def _fast_tokens(width: int, device: torch.device) -> int:
