@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -541,6 +542,29 @@ def test_what_makes_queries_even_in_16_bits_changes_nothing(sees: str, prompt: i
     gradients = torch.autograd.grad(found, leaves, grad), torch.autograd.grad(true, exact, grad.double())
     for one, other in zip((found, *gradients[0]), (true, *gradients[1]), strict=True):
         assert (one.double() - other).norm() <= 1e-2 * other.norm()
+
+
+@pytest.mark.parametrize("kept", [1024, 0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_questions_of_a_stream_attend_as_each_alone(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kept: int) -> None:
+    """To the last bit: a product may be filled up with a neighbour's tokens, and nothing of them is seen. Behind the last is nothing."""
+    monkeypatch.setattr(blockwise, "KEPT", kept)
+    lengths = [1, 40, 0, 650, 17, 33]
+    generator = torch.Generator().manual_seed(0)
+    *given, grad = (torch.randn(1, sum(lengths) + 5, 3, 16, generator=generator).to(dtype).transpose(1, 2) for _ in range(4))
+    leaves = [x.requires_grad_() for x in given]
+    last_alone = torch.zeros(9, 9, dtype=dtype).masked_fill_(~torch.eye(9, dtype=torch.bool), -math.inf)
+    masks = [last_alone if length >= 33 else None for length in lengths]
+    begins = [0, *itertools.accumulate(lengths)]
+    pieces = [blockwise.Piece(b, n, n, mask, True, dtype) for b, n, mask in zip(begins, lengths, masks, strict=False)]
+    out = blockwise.pieces_by_products(*leaves, pieces)
+    found = [x.split([*lengths, 5], dim=2) for x in (out, *torch.autograd.grad(out, leaves, grad))]
+    for number, mask in enumerate(masks):
+        own, own_grad = [x.split([*lengths, 5], dim=2)[number].detach().requires_grad_() for x in leaves], grad.split([*lengths, 5], dim=2)
+        alone = blockwise.by_products(*own, mask, causal=True)
+        for one, other in zip(found, (alone, *torch.autograd.grad(alone, own, own_grad[number])), strict=True):
+            assert torch.equal(one[number], other)
+    assert not any(x[-1].any() for x in found)
 
 
 @pytest.mark.parametrize("K", [1, 2])

@@ -45,8 +45,15 @@ def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
 ) -> None:
     model = problems.MAKERS["dpo"]().policy.to(torch.float32 if dtype == 4 else torch.bfloat16)
     monkeypatch.setattr(updates, "hidden_size", lambda _: width)
-    assert len(micro_batches([128] * 12, None, model)[0]) * 128 == tokens
+    assert [len(batch) * 128 for batch in micro_batches([128] * (2 * tokens // 128), None, model)] == [tokens, tokens]
     assert micro_batches([128] * 2, 100, model) == [[0], [1]]
+
+
+def test_long_and_short_rows_share_a_forward_where_nothing_is_padded(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = problems.MAKERS["dpo"]().policy
+    assert micro_batches([9, 8, 2, 1], 10, model) == [[0, 3], [1, 2]]
+    monkeypatch.setattr(model, "packs", lambda: False)
+    assert micro_batches([9, 8, 2, 1], 10, model) == [[0], [1], [2, 3]]
 
 
 @pytest.mark.parametrize("name", TRAINERS)
