@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import heapq
 import itertools
@@ -98,15 +99,9 @@ def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist()
     longest_first = [lengths[index] for index in order]
-    sizes = _filled(longest_first, max_tokens)
-    low, high = 0, max_tokens
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if len(_filled(longest_first, middle)) == len(sizes):
-            high = middle
-        else:
-            low = middle
-    begins = [0, *itertools.accumulate(_filled(longest_first, high))]
+    fewest = len(_filled(longest_first, max_tokens))
+    most = bisect.bisect_left(range(max_tokens), -fewest, lo=1, key=lambda most: -len(_filled(longest_first, most)))
+    begins = [0, *itertools.accumulate(_filled(longest_first, most))]
     return [order[begin:end] for begin, end in itertools.pairwise(begins)]
 
 

@@ -102,7 +102,7 @@ class _ByProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece], scaling: float) -> Tensor:
         heads = q.shape[:2]
-        queries, keys, values = (_one_dimension_less(x, pieces) for x in (q, k, v))
+        queries, keys, values = (_filled_up(x, pieces) for x in (q, k, v))
         out = _by_token(q, (*q.shape[:3], v.shape[3]))
         kept: list[Tensor] = []
         for piece in pieces:
@@ -121,7 +121,7 @@ class _ByProducts(torch.autograd.Function):
     def backward(ctx: Any, out_grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         queries, keys, values, *kept = ctx.saved_tensors
         heads, pieces, scaling = ctx.shapes[0][:2], ctx.pieces, ctx.scaling
-        grads = _one_dimension_less(out_grad, pieces)
+        grads = _filled_up(out_grad, pieces)
         q_grad, k_grad, v_grad = (_by_token(out_grad, shape) for shape in ctx.shapes)
         for piece in reversed(pieces):
             k_sum, v_sum = _Sum(), _Sum()
@@ -164,7 +164,7 @@ def _product(a: Float[Tensor, "G m k"], b: Float[Tensor, "G k n"], scaling: floa
     return torch.baddbmm(out, a, b, beta=0, alpha=scaling, out=out)
 
 
-def _one_dimension_less(x: Float[Tensor, "B H L D"], pieces: Sequence[Piece]) -> Float[Tensor, "G L2 D"]:
+def _filled_up(x: Float[Tensor, "B H L D"], pieces: Sequence[Piece]) -> Float[Tensor, "G L2 D"]:
     """In 16 bits the rows of each matrix one behind the other, and zeros behind them as far as a piece is filled up."""
     flat, length = x.flatten(0, 1), x.shape[2]
     if x.element_size() > 2:
