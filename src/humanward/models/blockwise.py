@@ -66,16 +66,16 @@ class Piece:
 
     def queries(self, x: Float[Tensor, "G Q D"], rows: slice) -> Float[Tensor, "G rows D"]:
         """Those of a block."""
-        return _close(x[:, self.first + rows.start : self.first + rows.stop])
+        return _close(x.narrow(1, self.first + rows.start, rows.stop - rows.start))
 
     def keys(self, x: Float[Tensor, "G S D"], rows: slice) -> Float[Tensor, "G seen D"]:
         """That a block may see."""
-        return _close(x[:, self.first : self.first + (rows.stop if self.causal else self.seen)])
+        return _close(x.narrow(1, self.first, rows.stop if self.causal else self.seen))
 
     def put(self, x: Float[Tensor, "G rows D"], into: Float[Tensor, "B H L D"], start: int, count: int) -> None:
         """Rows ``start`` to ``count`` of the piece, without what they were filled up with."""
         own = min(x.shape[1], count - start)
-        into[:, :, self.first + start : self.first + start + own] = x[:, :own].view(*into.shape[:2], own, -1)
+        into.narrow(2, self.first + start, own).copy_(x.narrow(1, 0, own).view(*into.shape[:2], own, -1))
 
     def weights(
         self, queries: Float[Tensor, "G rows D"], keys: Float[Tensor, "G seen D"], rows: slice, heads: torch.Size, scaling: float
@@ -85,7 +85,8 @@ class Piece:
         own = rows.stop - rows.start
         first = own if self.mask is None else min(max(self.masked - rows.start, 0), own)  # of which the mask speaks
         if self.causal and first:
-            scores[:, :first, rows] += _ceiling(self.width, scores.dtype, scores.device)[:first, :own]
+            ceiling = _ceiling(self.width, scores.dtype, scores.device).narrow(0, 0, first).narrow(1, 0, own)
+            scores.narrow(1, 0, first).narrow(2, rows.start, own).add_(ceiling)
         if self.mask is not None and first < own:
             begin, stop = self.seen - self.mask.shape[-1], min(rows.stop, self.count)
             part = self.mask[..., rows.start + first - self.masked : stop - self.masked, : keys.shape[1] - begin]
@@ -150,14 +151,14 @@ class _Sum:
         found = _product(a, b, scaling)
         if self.begun:
             self.total = self.total.to(torch.promote_types(found.dtype, torch.float32))
-            self.total[:, : a.shape[1]] += found
+            self.total.narrow(1, 0, a.shape[1]).add_(found)
         else:
             self.total, self.begun = found, True
 
 
 def _product(a: Float[Tensor, "G m k"], b: Float[Tensor, "G k n"], scaling: float = 1.0) -> Float[Tensor, "G m n"]:
     """Of each pair, times ``scaling``."""
-    out = a.new_empty(len(a), a.shape[1], b.shape[2])
+    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
     if a.dtype == torch.float32 and has_wide_vectors():
         return torch.baddbmm(out, a, b, beta=0, alpha=scaling)
     # By PyTorch itself: what `products` takes over makes a detour of 10 us. beta = 0: the first matrix is not read.

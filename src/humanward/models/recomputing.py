@@ -105,6 +105,8 @@ def _pack(recipes: dict[int, _Recipe], tensor: Tensor) -> Tensor | _Kept:
     return _Kept(recipe.make, tensor.shape)
 
 
-@torch.no_grad()
 def _unpack(kept: Tensor | _Kept) -> Tensor:
-    return kept if isinstance(kept, Tensor) else kept.make().view(kept.shape)
+    if isinstance(kept, Tensor):
+        return kept
+    with torch.no_grad():
+        return kept.make().view(kept.shape)

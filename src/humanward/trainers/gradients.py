@@ -65,7 +65,6 @@ class GradientSum:
         for name, total in self.reached.items():
             self.sums[name].grad = total
 
-    @torch.no_grad()
     def _take(self, name: str, weight: Tensor) -> None:
         found, weight.grad = weight.grad, None
         if found is None:  # a head's, which has added to the sum
@@ -83,14 +82,12 @@ class GradientSum:
             self.rows.pop(name, None)
         self._add(name, found)
 
-    @torch.no_grad()
     def _total(self, name: str) -> Tensor:
         """What a head adds its share to, chunk by chunk."""
         if name not in self.reached:
             self._add(name, self.sums[name].new_zeros(()).expand_as(self.sums[name]))
         return self.reached[name]
 
-    @torch.no_grad()
     def _add(self, name: str, found: Tensor) -> None:
         if name in self.reached:
             self.reached[name].add_(found)
