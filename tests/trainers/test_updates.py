@@ -38,15 +38,29 @@ def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str,
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype", "tokens"), [(32, 4, 1536), (256, 2, 1536), (320, 4, 896), (512, 4, 512), (768, 4, 384), (768, 2, 896)]
-)
+    ("width", "dtype", "networks", "tokens"),
+    [
+        (32, 4, 1, 1536), (256, 2, 1, 1536), (320, 4, 1, 896), (320, 4, 2, 1536), (512, 4, 1, 512), (512, 4, 2, 512), (768, 4, 1, 384),
+        (768, 2, 1, 896),
+    ],
+)  # fmt: skip
 def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
-    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, dtype: int, tokens: int
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, dtype: int, networks: int, tokens: int
 ) -> None:
     model = problems.MAKERS["dpo"]().policy.to(torch.float32 if dtype == 4 else torch.bfloat16)
     monkeypatch.setattr(updates, "hidden_size", lambda _: width)
-    assert [len(batch) * 128 for batch in micro_batches([128] * (2 * tokens // 128), None, model)] == [tokens, tokens]
+    found = micro_batches([128] * (2 * tokens // 128), None, model, networks=networks)
+    assert [len(batch) * 128 for batch in found] == [tokens, tokens]
     assert micro_batches([128] * 2, 100, model) == [[0], [1]]
+
+
+@pytest.mark.parametrize(("name", "batches"), [("ppo", 2), ("value network", 1)])
+def test_forwards_of_ppo_with_two_networks_are_longer(
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, batches: int
+) -> None:
+    monkeypatch.setattr(updates, "hidden_size", lambda _: 320)
+    prompts, responses = torch.ones(12, 100, dtype=torch.bool), torch.ones(12, 28, dtype=torch.bool)
+    assert len(problems.MAKERS[name]().rollouts.micro_batches(prompts, responses)) == batches
 
 
 def test_long_and_short_rows_share_a_forward_where_nothing_is_padded(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,13 +68,14 @@ class RolloutSampler:
         num_responses: K responses to each prompt, which is computed once for them: tensors are [B, K, R]. None: one, and [B, R].
         stream: names the random numbers, so that two methods of one seed draw different ones.
         micro_batch_tokens: tokens per forward, in whole prompts with their responses; None: as many as are fast on the device.
+        networks: that are trained on the episodes.
         check: called while sampling; may raise to stop.
     """
 
     def __init__(
         self, policy: Policy, reference: Policy, prompts: Sequence[str | Sequence[int]], task: Task, accelerator: Accelerator, *,
         prompts_per_step: int, num_responses: int | None = None, seed: int = 0, stream: str, micro_batch_tokens: int | None = None,
-        check: Callable[[], None] | None = None,
+        networks: int = 1, check: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("no prompts to tune on; the task's rule may have skipped them all")
@@ -82,7 +83,8 @@ class RolloutSampler:
         self.policy, self.reference, self.task, self.accelerator = policy, reference, task, accelerator
         self.prompts = prompt_ids(task, prompts)
         self.prompts_per_step, self.num_responses = prompts_per_step, num_responses
-        self.seed, self.stream, self.micro_batch_tokens, self.check = seed, stream, micro_batch_tokens, check
+        self.seed, self.stream, self.check = seed, stream, check
+        self.micro_batch_tokens, self.networks = micro_batch_tokens, networks
         for model in (policy.model, reference.model):
             self.check_context(model)
         self.sampling = sampling_settings(task, whole=not task.config.train_on_truncated)
@@ -184,7 +186,8 @@ class RolloutSampler:
     def micro_batches(self, prompt_mask: Bool[Tensor, "B P"], response_mask: Bool[Tensor, "B *K R"]) -> list[Int[Tensor, " rows"]]:
         """Prompts that share a forward, with all their responses."""
         lengths = (prompt_mask.sum(1) + response_mask.flatten(1).sum(1)).tolist()
-        return [torch.tensor(rows, device=prompt_mask.device) for rows in micro_batches(lengths, self.micro_batch_tokens, self.policy)]
+        batches = micro_batches(lengths, self.micro_batch_tokens, self.policy, networks=self.networks)
+        return [torch.tensor(rows, device=prompt_mask.device) for rows in batches]
 
     def prepared(self, reward: Reward) -> Reward:
         """The same reward, its models on this process's device.

@@ -249,18 +249,23 @@ class Updater:
         return self.optimizer.optimizer.state if hasattr(self.optimizer, "optimizer") else self.optimizer.state
 
 
-def micro_batches(lengths: Sequence[int], tokens: int | None, model: Policy | RewardModel | RewardEnsemble) -> list[list[int]]:
-    """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device."""
+def micro_batches(
+    lengths: Sequence[int], tokens: int | None, model: Policy | RewardModel | RewardEnsemble, *, networks: int = 1
+) -> list[list[int]]:
+    """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device.
+
+    ``networks``: like it, that are trained in turn, and lie beside each other.
+    """
     # On a GPU a packed batch is rows of the same width: attention.in_rows.
     batches = packed_batches if model.device.type == "cpu" and model.packs() else token_batches
-    return batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device))
+    return batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device, networks))
 
 
-def _fast_tokens(width: int, device: torch.device) -> int:
+def _fast_tokens(width: int, device: torch.device, networks: int) -> int:
     """For a hidden state of so many bytes. A GPU wants long kernels. On a CPU the rest of a layer is worth as much as its products in a
     narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights.
     """
-    most = 896 if width >= 1024 else 1536  # where a token's own memory is small too
+    most = 1536 if width < 1024 or networks > 1 else 896  # where a token's own memory is small, or much else is held
     return max(384, min(most, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
 
 
