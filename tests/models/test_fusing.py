@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -91,6 +92,36 @@ def test_any_layout() -> None:
     assert not x.is_contiguous()
     for one, other in zip(with_gradient(TanhGELU(), x, grad), with_gradient(nn.GELU(approximate="tanh"), x, grad), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("behind_is_trained", [True, False])
+def test_value_and_slope_are_made_again_at_once(monkeypatch: pytest.MonkeyPatch, behind_is_trained: bool) -> None:
+    """The slope alone where the layer behind does not ask for the value. Afterwards nothing is held, though the graph is."""
+    computed: list[str] = []
+    compute = fusing._compute
+
+    def listed(x: Tensor, value: Tensor | None, slope: Tensor | None) -> None:
+        computed.append("value" * (value is not None) + "slope" * (slope is not None))
+        compute(x, value, slope)
+
+    monkeypatch.setattr(fusing, "_compute", listed)
+    torch.manual_seed(0)
+    x, behind = torch.randn(7, 31, requires_grad=True), nn.Linear(31, 3).requires_grad_(behind_is_trained)
+    wanted = [x, *(behind.parameters() if behind_is_trained else ())]
+    found = []
+    for width in (0, 1 << 20):
+        monkeypatch.setattr(recomputing, "_WIDE", width)
+        with recomputing.recomputing(nn.Identity()):
+            loss = behind(TanhGELU()(x * 2)).square().sum()
+        found += [torch.autograd.grad(loss, wanted, retain_graph=True), torch.autograd.grad(loss, wanted)]
+        for other in found:
+            assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+        own = {id(x), *(id(tensors[0]) for tensors in found)}
+        assert not [t for t in gc.get_objects() if type(t) is Tensor and t.shape == x.shape and id(t) not in own]
+        del loss
+    again = ["valueslope"] if behind_is_trained else ["slope"]
+    assert computed == ["value", *again * 2, "valueslope"]
 
 
 @pytest.mark.usefixtures("in_parts")

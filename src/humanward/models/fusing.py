@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
 
-from humanward.models.recomputing import made_again_from
+from humanward.models.recomputing import can_be_made_again, made_again_from
 
 LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = LINEAR * 0.044715
@@ -47,27 +47,49 @@ class TanhGELU(nn.GELU):
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or input.numel() < WORTH_IT or torch.compiler.is_compiling():
             return super().forward(input)
-        return _BySigmoid.apply(input)
+        if not input.requires_grad or not made_again_from(input):
+            return _BySigmoid.apply(input, None)
+        x, left = input.detach(), _Left()
+        value = _BySigmoid.apply(input, left)
+        can_be_made_again(value, lambda: _both(x, left))
+        return value
+
+
+class _Left:
+    """The slope, between the gradients of the layer behind and of GELU itself."""
+
+    slope: Tensor | None = None
+
+
+def _both(x: Tensor, left: _Left) -> Tensor:
+    """The value once more; the slope, made of the same sigmoid, is left for the gradient that follows."""
+    value, left.slope = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+    _compute(x, value, left.slope)
+    return value
 
 
 class _BySigmoid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, left: _Left | None) -> Tensor:
+        """``left``: where the slope will be, if the value is made again; None: it is kept from here on."""
         value = torch.empty_like(x, memory_format=torch.contiguous_format)
-        ctx.is_slope = ctx.needs_input_grad[0] and not made_again_from(x)
-        slope = torch.empty_like(value) if ctx.is_slope else None
+        slope = torch.empty_like(value) if ctx.needs_input_grad[0] and left is None else None
         _compute(x, value, slope)
+        ctx.left = left
         ctx.save_for_backward(x if slope is None else slope)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (slope,) = ctx.saved_tensors
-        if not ctx.is_slope:
-            x, slope = slope, torch.empty_like(slope, memory_format=torch.contiguous_format)
-            _compute(x, None, slope)
-        return grad * slope
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (kept,) = ctx.saved_tensors
+        if ctx.left is None:
+            return grad * kept, None
+        slope, ctx.left.slope = ctx.left.slope, None
+        if slope is None:  # nobody has asked for the value
+            slope = torch.empty_like(kept, memory_format=torch.contiguous_format)
+            _compute(kept, None, slope)
+        return grad * slope, None
 
 
 def _compute(x: Tensor, value: Tensor | None, slope: Tensor | None) -> None:
