@@ -110,6 +110,13 @@ def test_pieces_cover_the_result_once(m: int, n: int, threads: int) -> None:
     assert sum(length for _, length in cuts(m, threads)) == m
 
 
+@pytest.mark.parametrize(("m", "n", "by_rows"), [(820, 1024, True), (256, 256, True), (240, 8192, False), (400, 1024, False)])
+def test_a_result_is_cut_by_rows_unless_it_is_wide(m: int, n: int, by_rows: bool) -> None:
+    half = (m if by_rows else n) // 2
+    second = (-(-half // 16) * 16, 0) if by_rows else (0, -(-half // 16) * 16)
+    assert [(top, left) for top, _, left, _ in grid(m, n, 2)] == [(0, 0), second]
+
+
 SQUARE = torch.randn(8, 8)
 
 

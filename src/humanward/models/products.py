@@ -129,7 +129,7 @@ class OpenBLAS:
 def grid(m: int, n: int, threads: int) -> list[tuple[int, int, int, int]]:
     """(top, rows, left, columns) of the pieces of a result ``[m, n]``: one per thread at most, cut so that they read the least.
 
-    What a row needs is read as often as there are pieces beside each other, in whole matrices at twice the price of what a column needs.
+    A piece reads its rows of the first matrix and its columns of the second; a row costs as much as two columns, as measured.
     """
     across = min((p for p in range(1, threads + 1) if threads % p == 0), key=lambda p: 2 * m / p + n / (threads // p))
     return [(*rows, *columns) for rows in cuts(m, across, ALIGN) for columns in cuts(n, threads // across, ALIGN)]
