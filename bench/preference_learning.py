@@ -215,7 +215,7 @@ def reference_logprobs(plan: DPOTrainer, row: int) -> list[float]:
 
     assert plan.known is not None
     question = collate([plan.comparisons[row]], 0, torch.device("cpu"))
-    return plan.known.logprobs(question, [row]).sum(-1)[0].tolist()
+    return plan.known.ahead([row]).logprobs(question, [row]).sum(-1)[0].tolist()
 
 
 @torch.no_grad()

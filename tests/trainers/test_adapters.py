@@ -192,8 +192,9 @@ def test_a_loss_of_the_whole_batch_has_its_gradient_under_one_dropout(problems: 
     trainer.policy.train()
     torch.manual_seed(derive_seed(trainer.seed, "dpo", 1, 0))
     order = [place for places in micro for place in places]
-    asked = [trainer.ask(trainer.policy, trainer.comparisons, [own[place] for place in places], trainer.known)[1] for places in micro]
     assert trainer.known is not None
+    known = trainer.known.ahead(own)
+    asked = [trainer.ask(trainer.policy, trainer.comparisons, [own[place] for place in places], known)[1] for places in micro]
     sums = [torch.cat([x.sum(-1) for x in parts])[..., None] for parts in zip(*((a.logprobs, a.reference) for a in asked), strict=True)]
     questions = collate([trainer.comparisons[own[place]] for place in order], 0, torch.device("cpu"))
     value = trainer.objective.of_the_batch(Said(*sums), replace(questions, response_mask=torch.ones_like(sums[0], dtype=torch.bool)))
@@ -210,8 +211,9 @@ def test_the_reference_point_is_that_of_the_policy_without_dropout(problems: Mod
     for index in range(3):
         trainer.step(index)
     rows = trainer.rows(3)
+    assert trainer.known_crossed is not None
     with torch.no_grad():
-        said = trainer.ask(trainer.policy.eval(), trainer.crossed, rows, trainer.known_crossed)[1]
+        said = trainer.ask(trainer.policy.eval(), trainer.crossed, rows, trainer.known_crossed.ahead(rows))[1]
     assert trainer.step(3)["reference_point"] == pytest.approx(max(0.0, float(said.logratio.sum(-1).mean())), rel=1e-5, abs=1e-7)
 
 

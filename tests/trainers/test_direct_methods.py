@@ -23,6 +23,7 @@ from humanward.storage import Checkpoints
 from humanward.trainers import DPOConfig, DPOTrainer, Surroundings, train
 from humanward.trainers import reference as reference_room
 from humanward.trainers.objective import LOSSES
+from humanward.trainers.questions import collate
 
 UNPAIRED = [name for name, loss in LOSSES.items() if loss.reads == "singles"]
 VARIANTS: dict[str, dict[str, Any]] = {name: {"loss": name} for name in LOSSES} | {
@@ -284,6 +285,32 @@ def test_a_precomputed_reference_says_what_the_model_says(problems: ModuleType, 
     assert other.reference is None
     assert [one.step(index) for index in range(2)] == [pytest.approx(other.step(index), rel=1e-6) for index in range(2)]
     assert difference(one.tensors(), other.tensors()) < 1e-6
+
+
+@pytest.mark.parametrize("tokens", [None, 1])
+@pytest.mark.parametrize("variant", ["sigmoid", "aot", "kto"])
+def test_a_reference_is_asked_once_for_each_question_of_a_step(
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, variant: str, tokens: int | None
+) -> None:
+    """Before the first forward with gradient, in one forward where they all fit; and once more about KTO's mismatched responses."""
+    asked: list[bool] = []
+    ask = reference_room.ask
+    monkeypatch.setattr(reference_room, "ask", lambda *given, **more: asked.append(torch.is_grad_enabled()) or ask(*given, **more))
+    trainer = direct(problems, **VARIANTS[variant], batch_size=4, micro_batch_tokens=tokens)
+    trainer.step(0)
+    assert asked == [False] * (1 if tokens is None else 4) * (2 if variant == "kto" else 1)
+
+
+def test_what_a_reference_said_belongs_to_its_question(problems: ModuleType) -> None:
+    trainer = direct(problems, batch_size=4)
+    assert trainer.known is not None
+    rows = [5, 2, 7, 2]  # a batch that was filled up has a question twice
+    known = trainer.known.ahead(rows)
+    for some in ([2], [7, 5], rows):
+        questions = collate([trainer.comparisons[row] for row in some], 0, torch.device("cpu"))
+        with torch.no_grad():
+            expected = reference_room.ask(trainer.reference, questions).logprobs
+        assert torch.allclose(known.logprobs(questions, some), expected, atol=1e-6)
 
 
 def test_precomputed_numbers_are_kept_under_a_fingerprint(problems: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

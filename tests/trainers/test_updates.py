@@ -54,6 +54,17 @@ def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
     assert micro_batches([128] * 2, 100, model) == [[0], [1]]
 
 
+@pytest.mark.parametrize(("width", "tokens"), [(32, 1536), (320, 1536), (768, 1024), (1600, 384)])
+def test_a_forward_without_gradient_takes_more_tokens(
+    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, tokens: int
+) -> None:
+    model = problems.MAKERS["dpo"]().policy
+    monkeypatch.setattr(updates, "hidden_size", lambda _: width)
+    with torch.no_grad():
+        found = micro_batches([128] * (2 * tokens // 128), None, model)
+    assert [len(batch) * 128 for batch in found] == [tokens, tokens]
+
+
 @pytest.mark.parametrize(("name", "batches"), [("ppo", 2), ("value network", 1)])
 def test_forwards_of_ppo_with_two_networks_are_longer(
     problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, batches: int

@@ -26,7 +26,7 @@ from humanward.storage import derive_seed
 from humanward.trainers.displacement import Meter
 from humanward.trainers.objective import LOSSES, Objective, Said, check_data
 from humanward.trainers.questions import DIRECT_KINDS, Questions, check_questions, collate, tokens_of
-from humanward.trainers.reference import ModelReference, Reference, ask, precompute
+from humanward.trainers.reference import ModelReference, Reference, StoredReference, ask, precompute
 from humanward.trainers.run import Trainer
 from humanward.trainers.updates import (
     Updater,
@@ -222,8 +222,11 @@ class DPOTrainer(Trainer):
         if given is None or c.reference == "synchronised":
             given = (given or self.policy).frozen_copy()
         check_apart(self.policy, given)
-        known = ModelReference(given.to(self.accelerator.device))
-        return known.model, known, known
+        known, known_crossed = (
+            ModelReference(given.to(self.accelerator.device), comparisons, c.micro_batch_tokens)
+            for comparisons in (self.comparisons, self.crossed)
+        )
+        return given, known, known_crossed
 
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` questions."""
@@ -238,14 +241,15 @@ class DPOTrainer(Trainer):
         micro = self.micro_batches(self.comparisons, own)
         self.updater.module.eval()
         measured = self.measure(batch, own, weight)
+        known = None if self.known is None else self.known.ahead(own)
         self.updater.module.train()
         self.seed_dropout(index)
-        value, gradient = self.of_the_batch(own, weight, micro) if self.objective.whole_batch else (0.0, None)
+        value, gradient = self.of_the_batch(own, weight, micro, known) if self.objective.whole_batch else (0.0, None)
         self.seed_dropout(index)
         meter = Meter(self.config.beta, self.policy.eos_id, self.accelerator.device)
 
         def loss(module: nn.Module, places: list[int]) -> Tensor:
-            questions, said = self.ask(module, self.comparisons, [own[place] for place in places], self.known)
+            questions, said = self.ask(module, self.comparisons, [own[place] for place in places], known)
             counts = torch.tensor([weight[place] for place in places], device=self.accelerator.device)
             meter.add(said, questions, self.objective.scores(said, questions).detach(), counts)
             total = (counts * self.objective.per_question(said, questions, measured)).sum() / total_weight
@@ -267,9 +271,9 @@ class DPOTrainer(Trainer):
         torch.manual_seed(derive_seed(self.seed, "dpo", index, self.accelerator.process_index))
 
     def ask(
-        self, module: nn.Module, comparisons: Sequence[Comparison], rows: Sequence[int], known: Reference | None
+        self, module: nn.Module, comparisons: Sequence[Comparison], rows: Sequence[int], known: StoredReference | None
     ) -> tuple[Questions, Said]:
-        """Log-probabilities of policy and reference of all responses of some questions, one forward each."""
+        """Log-probabilities of policy and reference of all responses of some questions, in one forward of the policy."""
         questions = collate([comparisons[row] for row in rows], self.policy.pad_id, self.accelerator.device)
         said = ask(module, questions, want_collision=self.config.wpo)
         return questions, Said(said.logprobs, None if known is None else known.logprobs(questions, rows), said.log_collision)
@@ -288,15 +292,18 @@ class DPOTrainer(Trainer):
             measured["reward_shift"] = self.reward_mean
         if self.objective.reads("reference_point"):
             moved = torch.zeros((), device=self.accelerator.device)
+            known = None if self.known_crossed is None else self.known_crossed.ahead(own)
             for places in self.micro_batches(self.crossed, own):
-                _, said = self.ask(self.updater.module, self.crossed, [own[place] for place in places], self.known_crossed)
+                _, said = self.ask(self.updater.module, self.crossed, [own[place] for place in places], known)
                 counts = torch.tensor([weight[place] for place in places], device=self.accelerator.device)
                 moved += (counts * said.logratio.sum(-1).mean(1)).sum()
             mean = sum_over_processes(self.accelerator, moved) / total_weight
             measured["reference_point"] = float(kto_reference_point(mean[None]))
         return measured
 
-    def of_the_batch(self, own: Sequence[int], weight: Sequence[float], micro: Sequence[list[int]]) -> tuple[float, Float[Tensor, "B K"]]:
+    def of_the_batch(
+        self, own: Sequence[int], weight: Sequence[float], micro: Sequence[list[int]], known: StoredReference | None
+    ) -> tuple[float, Float[Tensor, "B K"]]:
         """Losses that sort the global batch: a first forward without gradient gives their value and their gradient to each response.
 
         careful: the forward that takes this gradient to the weights must drop what the first one dropped (``seed_dropout``). The gradient
@@ -308,7 +315,7 @@ class DPOTrainer(Trainer):
         reference, target, ranked = torch.zeros_like(logprob), torch.zeros(len(own), K, device=device), False
         with torch.no_grad():
             for places in micro:
-                questions, said = self.ask(self.updater.module, self.comparisons, [own[place] for place in places], self.known)
+                questions, said = self.ask(self.updater.module, self.comparisons, [own[place] for place in places], known)
                 logprob[places], target[places], ranked = said.logprobs.sum(-1), questions.target, questions.ranked
                 if said.reference is not None:
                     reference[places] = said.reference.sum(-1)

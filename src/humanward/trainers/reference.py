@@ -25,20 +25,27 @@ from humanward.trainers.updates import micro_batches, sum_over_processes, weight
 class Reference(Protocol):
     """Whoever knows log rho of the responses of a training set."""
 
-    def logprobs(self, questions: Questions, rows: Sequence[int]) -> Float[Tensor, "B K R"]:
-        """Of each token, 0 on pads; ``rows`` are the places of the questions in the training set."""
+    def ahead(self, rows: Sequence[int]) -> StoredReference:
+        """What it says about the questions at these places, before the first forward with gradient."""
         ...
 
 
 class ModelReference:
-    """A model that is asked in every step; synchronised with the policy where TR-DPO is wanted."""
+    """A model that is asked in every step; synchronised with the policy where TR-DPO is wanted.
 
-    def __init__(self, model: Policy) -> None:
-        self.model = model
+    Args:
+        model: on the device where it is asked.
+        comparisons: the training set.
+        micro_batch_tokens: of a forward, at most; None: as many as are fast.
+    """
 
-    @torch.no_grad()
-    def logprobs(self, questions: Questions, rows: Sequence[int]) -> Float[Tensor, "B K R"]:
-        return ask(self.model, questions).logprobs
+    def __init__(self, model: Policy, comparisons: Sequence[Comparison], micro_batch_tokens: int | None) -> None:
+        self.model, self.comparisons, self.micro_batch_tokens = model, comparisons, micro_batch_tokens
+
+    def ahead(self, rows: Sequence[int]) -> StoredReference:
+        """Fewer and longer forwards than those with gradient, and one for a loss that goes over its batch twice."""
+        comparisons = [self.comparisons[row] for row in rows]
+        return StoredReference(_ask_each(self.model, comparisons, self.micro_batch_tokens), comparisons, rows)
 
     @torch.no_grad()
     def move(self, policy: dict[str, Tensor], rate: float) -> None:
@@ -51,20 +58,27 @@ class ModelReference:
 
 
 class StoredReference:
-    """What a model said once about every response of the training set.
+    """What a model said once about some responses.
 
     Args:
         said: log-probabilities of all response tokens, one question after the other.
-        comparisons: the training set.
+        comparisons: these questions.
+        rows: their places in the training set; None: they are all of it.
     """
 
-    def __init__(self, said: Float[Tensor, " N"], comparisons: Sequence[Comparison]) -> None:
+    def __init__(self, said: Float[Tensor, " N"], comparisons: Sequence[Comparison], rows: Sequence[int] | None = None) -> None:
         self.said, self.ends = said, _ends(comparisons)
+        self.places = range(len(comparisons)) if rows is None else {row: place for place, row in enumerate(rows)}
 
     def logprobs(self, questions: Questions, rows: Sequence[int]) -> Float[Tensor, "B K R"]:
-        flat = torch.cat([self.said[self.ends[row] : self.ends[row + 1]] for row in rows]).to(questions.responses.device)
+        """Of each token, 0 on pads; ``rows`` are the questions' places in the training set."""
+        places = [self.places[row] for row in rows]
+        flat = torch.cat([self.said[self.ends[place] : self.ends[place + 1]] for place in places]).to(questions.responses.device)
         mask = questions.response_mask
         return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+    def ahead(self, rows: Sequence[int]) -> StoredReference:
+        return self
 
 
 def ask(module: nn.Module, questions: Questions, *, want_collision: bool = False) -> ResponseOutputs:
@@ -108,19 +122,27 @@ def fingerprint(model: Policy, comparisons: Sequence[Comparison]) -> str:
 _FILE = "logprobs.safetensors"
 
 
-@torch.no_grad()
 def _ask_all(model: Policy, comparisons: Sequence[Comparison], accelerator: Accelerator, tokens: int | None) -> Float[Tensor, " N"]:
-    device = accelerator.device
     ends = _ends(comparisons)
     own = range(accelerator.process_index, len(comparisons), accelerator.num_processes)
-    said = torch.zeros(ends[-1], dtype=torch.promote_types(model.head.weight.dtype, torch.float32), device=device)
-    for places in micro_batches([tokens_of(comparisons[row]) for row in own], tokens, model):
-        rows = [own[place] for place in places]
-        questions = collate([comparisons[row] for row in rows], model.pad_id, device)
+    mine = _ask_each(model, [comparisons[row] for row in own], tokens)
+    said = mine.new_zeros(ends[-1])
+    for row, part in zip(own, mine.split([ends[row + 1] - ends[row] for row in own]), strict=True):
+        said[ends[row] : ends[row + 1]] = part
+    return sum_over_processes(accelerator, said).cpu()
+
+
+@torch.no_grad()
+def _ask_each(model: Policy, comparisons: Sequence[Comparison], tokens: int | None) -> Float[Tensor, " N"]:
+    """Log-probabilities of all response tokens, one question after the other, on the model's device."""
+    ends = _ends(comparisons)
+    said = torch.zeros(ends[-1], dtype=torch.promote_types(model.head.weight.dtype, torch.float32), device=model.device)
+    for rows in micro_batches([tokens_of(c) for c in comparisons], tokens, model):
+        questions = collate([comparisons[row] for row in rows], model.pad_id, model.device)
         flat = ask(model, questions).logprobs[questions.response_mask]
         for row, part in zip(rows, flat.split([ends[row + 1] - ends[row] for row in rows]), strict=True):
             said[ends[row] : ends[row + 1]] = part
-    return sum_over_processes(accelerator, said).cpu()
+    return said
 
 
 def _ends(comparisons: Sequence[Comparison]) -> list[int]:

@@ -252,7 +252,8 @@ class Updater:
 def micro_batches(
     lengths: Sequence[int], tokens: int | None, model: Policy | RewardModel | RewardEnsemble, *, networks: int = 1
 ) -> list[list[int]]:
-    """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device.
+    """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device, and more of them
+    inside ``torch.no_grad``.
 
     ``networks``: like it, that are trained in turn, and lie beside each other.
     """
@@ -263,10 +264,17 @@ def micro_batches(
 
 def _fast_tokens(width: int, device: torch.device, networks: int) -> int:
     """For a hidden state of so many bytes. A GPU wants long kernels. On a CPU the rest of a layer is worth as much as its products in a
-    narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights.
+    narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights. Without gradient
+    a token takes memory in one layer at a time.
     """
-    most = 1536 if width < 1024 or networks > 1 else 896  # where a token's own memory is small, or much else is held
-    return max(384, min(most, 1536 * 1280**2 // width**2)) if device.type == "cpu" else 16384
+    if device.type != "cpu":
+        return 16384
+    most, enough = 1536, 1536 * 1280**2 // width**2
+    if not torch.is_grad_enabled():
+        enough *= 4
+    elif width >= 1024 and networks == 1:  # a token's own memory is large, and little else is held
+        most = 896
+    return max(384, min(most, enough))
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
