@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from humanward.errors import RunError
-from humanward.trainers import label_losses, ppo, questions, rollout, sft, updates
+from humanward.trainers import dpo, label_losses, ppo, questions, rollout, sft, updates
 from humanward.trainers.guards import TrainingError
 from humanward.trainers.objective import Objective
 from humanward.trainers.updates import Updater, load_weights, micro_batches, weights
@@ -40,8 +40,8 @@ def test_micro_batches_do_not_change_the_update(problems: ModuleType, name: str,
 @pytest.mark.parametrize(
     ("width", "dtype", "networks", "tokens"),
     [
-        (32, 4, 1, 1536), (256, 2, 1, 1536), (320, 4, 1, 896), (320, 4, 2, 1536), (512, 4, 1, 512), (512, 4, 2, 512), (768, 4, 1, 384),
-        (768, 2, 1, 896),
+        (32, 4, 1, 1536), (256, 2, 1, 1536), (320, 4, 1, 896), (320, 4, 2, 1280), (320, 4, 3, 1536), (512, 4, 1, 512), (512, 4, 3, 512),
+        (768, 4, 1, 384), (768, 2, 1, 896),
     ],
 )  # fmt: skip
 def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
@@ -65,13 +65,15 @@ def test_a_forward_without_gradient_takes_more_tokens(
     assert [len(batch) * 128 for batch in found] == [tokens, tokens]
 
 
-@pytest.mark.parametrize(("name", "batches"), [("ppo", 2), ("value network", 1)])
-def test_forwards_of_ppo_with_two_networks_are_longer(
-    problems: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, batches: int
-) -> None:
+def test_forwards_are_longer_where_more_networks_are_held(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(updates, "hidden_size", lambda _: 320)
-    prompts, responses = torch.ones(12, 100, dtype=torch.bool), torch.ones(12, 28, dtype=torch.bool)
-    assert len(problems.MAKERS[name]().rollouts.micro_batches(prompts, responses)) == batches
+    prompts, responses = torch.ones(24, 100, dtype=torch.bool), torch.ones(24, 28, dtype=torch.bool)
+    assert [len(problems.MAKERS[name]().rollouts.micro_batches(prompts, responses)) for name in ("ppo", "value network")] == [3, 2]
+    trainer = problems.MAKERS["dpo"]()
+    monkeypatch.setattr(dpo, "tokens_of", lambda _: 128)
+    assert len(trainer.micro_batches(trainer.comparisons[:1] * 20, range(20))) == 2
+    trainer.reference = None  # as where it was asked once before the training
+    assert len(trainer.micro_batches(trainer.comparisons[:1] * 20, range(20))) == 3
 
 
 def test_long_and_short_rows_share_a_forward_where_nothing_is_padded(problems: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,7 +354,8 @@ class DPOTrainer(Trainer):
 
     def micro_batches(self, comparisons: Sequence[Comparison], own: Sequence[int]) -> list[list[int]]:
         """Places in ``own`` that share a forward."""
-        return micro_batches([tokens_of(comparisons[row]) for row in own], self.config.micro_batch_tokens, self.policy)
+        lengths, networks = [tokens_of(comparisons[row]) for row in own], 1 if self.reference is None else 2
+        return micro_batches(lengths, self.config.micro_batch_tokens, self.policy, networks=networks)
 
     def chosen_length(self, row: int) -> float:
         """Tokens of what was preferred, on average where that is uncertain."""

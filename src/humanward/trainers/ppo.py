@@ -117,7 +117,7 @@ class PPOTrainer(Trainer):
         self.true_score = None if true_score is None else moved(true_score, self.accelerator.device)
         self.rollouts = RolloutSampler(
             self.policy, reference.to(self.accelerator.device), prompts, self.task, self.accelerator, prompts_per_step=config.batch_size,
-            seed=seed, stream="ppo", micro_batch_tokens=config.micro_batch_tokens, networks=1 if value_network is None else 2, check=check,
+            seed=seed, stream="ppo", micro_batch_tokens=config.micro_batch_tokens, networks=2 if value_network is None else 3, check=check,
         )  # fmt: skip
         self.reward = self.rollouts.prepared(reward)
         if value_network is not None:

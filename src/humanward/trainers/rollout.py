@@ -68,14 +68,14 @@ class RolloutSampler:
         num_responses: K responses to each prompt, which is computed once for them: tensors are [B, K, R]. None: one, and [B, R].
         stream: names the random numbers, so that two methods of one seed draw different ones.
         micro_batch_tokens: tokens per forward, in whole prompts with their responses; None: as many as are fast on the device.
-        networks: that are trained on the episodes.
+        networks: like the policy, that are held together: with the reference, and a value network where there is one.
         check: called while sampling; may raise to stop.
     """
 
     def __init__(
         self, policy: Policy, reference: Policy, prompts: Sequence[str | Sequence[int]], task: Task, accelerator: Accelerator, *,
         prompts_per_step: int, num_responses: int | None = None, seed: int = 0, stream: str, micro_batch_tokens: int | None = None,
-        networks: int = 1, check: Callable[[], None] | None = None,
+        networks: int = 2, check: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         if not prompts:
             raise UserError("no prompts to tune on; the task's rule may have skipped them all")

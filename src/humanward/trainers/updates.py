@@ -255,7 +255,7 @@ def micro_batches(
     """Rows that share a forward of ``model``, of at most ``tokens`` together; None: as many as are fast on its device, and more of them
     inside ``torch.no_grad``.
 
-    ``networks``: like it, that are trained in turn, and lie beside each other.
+    ``networks``: like it, that are held together: itself, a reference, a value network.
     """
     # On a GPU a packed batch is rows of the same width: attention.in_rows.
     batches = packed_batches if model.device.type == "cpu" and model.packs() else token_batches
@@ -269,11 +269,11 @@ def _fast_tokens(width: int, device: torch.device, networks: int) -> int:
     """
     if device.type != "cpu":
         return 16384
-    most, enough = 1536, 1536 * 1280**2 // width**2
+    enough = 1536 * 1280**2 // width**2
     if not torch.is_grad_enabled():
-        enough *= 4
-    elif width >= 1024 and networks == 1:  # a token's own memory is large, and little else is held
-        most = 896
+        return max(384, min(1536, 4 * enough))
+    # What a token keeps weighs less where that is little, or where much else is held.
+    most = 1536 if width < 1024 else {1: 896, 2: 1280}.get(networks, 1536)
     return max(384, min(most, enough))
 
 
