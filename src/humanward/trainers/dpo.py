@@ -222,11 +222,8 @@ class DPOTrainer(Trainer):
         if given is None or c.reference == "synchronised":
             given = (given or self.policy).frozen_copy()
         check_apart(self.policy, given)
-        known, known_crossed = (
-            ModelReference(given.to(self.accelerator.device), comparisons, c.micro_batch_tokens)
-            for comparisons in (self.comparisons, self.crossed)
-        )
-        return given, known, known_crossed
+        asked = partial(ModelReference, given.to(self.accelerator.device), micro_batch_tokens=c.micro_batch_tokens)
+        return given, asked(self.comparisons), asked(self.crossed) if self.crossed else None
 
     def step(self, index: int) -> dict[str, float]:
         """One update on ``batch_size`` questions."""
