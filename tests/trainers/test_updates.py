@@ -54,6 +54,15 @@ def test_a_forward_of_a_wide_model_takes_fewer_tokens_on_a_cpu(
     assert micro_batches([128] * 2, 100, model) == [[0], [1]]
 
 
+@pytest.mark.parametrize(("width", "row", "rows"), [(320, 640, 2), (320, 768, 2), (320, 769, 1), (320, 128, 7), (768, 640, 1)])
+def test_long_rows_share_a_forward_in_pairs(problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, row: int, rows: int) -> None:
+    model = problems.MAKERS["dpo"]().policy
+    monkeypatch.setattr(updates, "hidden_size", lambda _: width)
+    assert [len(batch) for batch in micro_batches([row] * (2 * rows), None, model)] == [rows, rows]
+    # A few long ones among short ones count for little.
+    assert max(map(len, micro_batches([row, *[64] * 62], None, model))) <= (14 if width == 320 else 6)
+
+
 @pytest.mark.parametrize(("width", "tokens"), [(32, 1536), (320, 1536), (768, 1024), (1600, 384)])
 def test_a_forward_without_gradient_takes_more_tokens(
     problems: ModuleType, monkeypatch: pytest.MonkeyPatch, width: int, tokens: int

@@ -259,13 +259,14 @@ def micro_batches(
     """
     # On a GPU a packed batch is rows of the same width: attention.in_rows.
     batches = packed_batches if model.device.type == "cpu" and model.packs() else token_batches
-    return batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device, networks))
+    usual = sum(lengths) // max(len(lengths), 1)
+    return batches(lengths, tokens or _fast_tokens(hidden_size(model.model) * model.model.dtype.itemsize, model.device, networks, usual))
 
 
-def _fast_tokens(width: int, device: torch.device, networks: int) -> int:
-    """For a hidden state of so many bytes. A GPU wants long kernels. On a CPU the rest of a layer is worth as much as its products in a
-    narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory beside its weights. Without gradient
-    a token takes memory in one layer at a time.
+def _fast_tokens(width: int, device: torch.device, networks: int, usual: int) -> int:
+    """For a hidden state of so many bytes, and rows of usually so many tokens. A GPU wants long kernels. On a CPU the rest of a layer is
+    worth as much as its products in a narrow model, and wants many tokens; in a wide one few are almost as fast, and take less memory
+    beside its weights. Without gradient a token takes memory in one layer at a time.
     """
     if device.type != "cpu":
         return 16384
@@ -274,7 +275,8 @@ def _fast_tokens(width: int, device: torch.device, networks: int) -> int:
         return max(384, min(1536, 4 * enough))
     # What a token keeps weighs less where that is little, or where much else is held.
     most = 1536 if width < 1024 else {1: 896, 2: 1280}.get(networks, 1536)
-    return max(384, min(most, enough))
+    # Long rows go in pairs, or much of what is allowed would stay empty.
+    return max(384, min(max(most, min(2 * usual, 1536)), enough))
 
 
 def sum_over_processes(accelerator: Accelerator, x: Tensor) -> Tensor:
